@@ -1,0 +1,1 @@
+"""edge_sdk: what an app embeds."""

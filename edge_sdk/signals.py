@@ -1,0 +1,185 @@
+"""What a device's session hears and what it asks for: its own events, effects and records.
+
+They stand beside the machine and not in it, so that a driver can be read without the machine and
+the machine without a driver. Events and effects that both sides know are in `wire.effects` and
+`wire.messages`.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from wire import Effect, Plan
+
+# -- what the driver persists --------------------------------------------------------------------
+
+
+class SealedUpdate(msgspec.Struct, frozen=True):
+    """An update that is done: the journal keeps it, with its payload, until it is settled."""
+
+    update_id: bytes
+    round: int
+    base_version: int
+    payload_bytes: int
+    payload_digest: bytes
+    num_examples: int
+    metrics: dict[str, float] = {}
+
+
+class ForgetUpdate(msgspec.Struct, frozen=True):
+    """An update that is settled: the journal keeps a line about it and drops the payload."""
+
+    update_id: bytes
+    round: int
+    counted: bool
+    reason: str
+
+
+# -- effects that only a device knows ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LocateBase(Effect):
+    """Look for the round's base model; answer `BaseHeld` or `BaseMissing`."""
+
+    version: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch(Effect):
+    """Ask the coordinator for a model, saying what is held; answer `BaseReady` or `BaseFailed`."""
+
+    version: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Train(Effect):
+    """Train, clip, encode; answer `Trained` or `TrainingFailed`."""
+
+    round: int
+    base_version: int
+    plan: Plan
+    codec: str
+    update_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StopWork(Effect):
+    """Stop training or fetching at the next batch boundary; the result is not wanted."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendChunks(Effect):
+    """Send the chunks of a sealed update that the bitmap `received` lacks."""
+
+    update_id: bytes
+    received: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt(Effect):
+    """Make a released model the one that the app sees; fetch it first if need be.
+
+    The driver answers `Adopted` when it is done, and with nothing if it cannot be done now: the
+    next check-in says which version is in use, and the coordinator releases again.
+    """
+
+    version: int
+    digest: bytes
+    alias: str
+
+
+# -- events that only a device knows -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentDone:
+    """The coordinator has taken the token and given this name."""
+
+    device: str
+    federation: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """The broker is there, and takes chunks of this size."""
+
+    chunk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The broker is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateOpened:
+    """Conditions allow work, for `window_s` as far as the device can tell."""
+
+    window_s: float
+    battery_fraction: float = 1.0
+    charging: bool = True
+    metered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GateClosed:
+    """Conditions forbid work; `reason` is a stable word."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BaseHeld:
+    """The base model is here and has the right digest."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseMissing:
+    """The base model is not here."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReady:
+    """A fetched model is assembled, checked and stored."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFailed:
+    """The fetched bytes were not the promised model."""
+
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Training is over and encoded; the driver holds the payload until it is persisted."""
+
+    sealed: SealedUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFailed:
+    """The trainer raised, hung, or returned what cannot be sent."""
+
+    round: int
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """The app now sees this version."""
+
+    version: int

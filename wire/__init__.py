@@ -1,0 +1,95 @@
+"""wire: what both sides agree on, and nothing else.
+
+Messages and the frames around them, topics, transfers in chunks, the schema of a model, keys and
+signatures, bounds, errors, the effects that machines ask for and the table that drives them, and
+the one link to a broker. Floor 0: it imports nothing of potluck.
+"""
+
+from wire.chunks import Reassembly, chunk_bytes_for, chunk_count
+from wire.effects import CancelWake, Effect, Persist, Publish, Report, WakeAt, Woke
+from wire.errors import (
+    BadCompressionError,
+    BadSignatureError,
+    DigestMismatchError,
+    DuplicateError,
+    LocalProtocolError,
+    NotFiniteError,
+    NotInvitedError,
+    PotluckError,
+    RemoteProtocolError,
+    SchemaMismatchError,
+    StaleRoundError,
+    TokenError,
+    TooLargeError,
+    TrailingBytesError,
+    TruncatedError,
+    UnknownCodecError,
+    UnknownSenderError,
+    UnsupportedVersionError,
+)
+from wire.identity import coordinator_id, device_id, token_proof, update_id
+from wire.link import BrokerAddress, BrokerAddressError, MqttLink, TlsFiles, Traffic
+from wire.machine import IllegalStepError, Rule, Table, advance, draw
+from wire.manifest import Manifest, ManifestError, Schema, Tensors, TensorSpec, tensors_digest
+from wire.messages import Message, Plan
+from wire.signing import Crypto, Ed25519, SecretSource, Signer, SystemSecrets
+from wire.topics import Address
+
+__all__ = [
+    "Address",
+    "BadCompressionError",
+    "BadSignatureError",
+    "BrokerAddress",
+    "BrokerAddressError",
+    "CancelWake",
+    "Crypto",
+    "DigestMismatchError",
+    "DuplicateError",
+    "Ed25519",
+    "Effect",
+    "IllegalStepError",
+    "LocalProtocolError",
+    "Manifest",
+    "ManifestError",
+    "Message",
+    "MqttLink",
+    "NotFiniteError",
+    "NotInvitedError",
+    "Persist",
+    "Plan",
+    "PotluckError",
+    "Publish",
+    "Reassembly",
+    "RemoteProtocolError",
+    "Report",
+    "Rule",
+    "Schema",
+    "SchemaMismatchError",
+    "SecretSource",
+    "Signer",
+    "StaleRoundError",
+    "SystemSecrets",
+    "Table",
+    "TensorSpec",
+    "Tensors",
+    "TlsFiles",
+    "TokenError",
+    "TooLargeError",
+    "Traffic",
+    "TrailingBytesError",
+    "TruncatedError",
+    "UnknownCodecError",
+    "UnknownSenderError",
+    "UnsupportedVersionError",
+    "WakeAt",
+    "Woke",
+    "advance",
+    "chunk_bytes_for",
+    "chunk_count",
+    "coordinator_id",
+    "device_id",
+    "draw",
+    "tensors_digest",
+    "token_proof",
+    "update_id",
+]

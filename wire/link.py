@@ -1,0 +1,352 @@
+"""The one place that knows paho-mqtt: a link to a broker, for a device, a coordinator or a fleet.
+
+What a driver may count on: it is told when the link is up and down, it is handed (topic, payload)
+pairs, and `publish` sends at QoS 1. What it may not count on: that anything published arrives, or
+arrives once (a PUBACK promises nothing; receipts do). So the link keeps no session on the broker,
+drops what was under way when it breaks, and leaves every resend to the machines above.
+
+One link runs in its own thread (`start`), or is one of thousands in somebody's selector loop
+(`connect`, `socket`, `read`, `write`, `misc`). Callbacks only hand over: no work is done in them.
+"""
+
+import contextlib
+import ssl
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from socket import IPPROTO_TCP, TCP_NODELAY
+from socket import socket as Socket  # noqa: N812 - the class, beside the method of that name
+from typing import Any
+from urllib.parse import urlsplit
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from wire import limits
+from wire.errors import PotluckError
+
+RECONNECT_S_MIN = 1
+RECONNECT_S_MAX = 60
+KEEPALIVE_S = 60
+_UNSUPPORTED_VERSION = 132  # MQTT 5 reason code, which paho also gives for 3.1.1's code 1
+_PUBACK_BYTES = 4
+
+
+class BrokerAddressError(PotluckError):
+    """A broker URL that cannot be used; the text says what one looks like."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """Where a broker listens."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @classmethod
+    def parse(cls, url: str) -> "BrokerAddress":
+        """Read `mqtt://host[:1883]` or `mqtts://host[:8883]`.
+
+        Raises:
+            BrokerAddressError: anything else.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise BrokerAddressError(f"broker URL {url!r}: {error}") from error
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+            raise BrokerAddressError(
+                f"broker URL {url!r}: write mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
+            )
+        tls = parts.scheme == "mqtts"
+        return cls(parts.hostname, port or (8883 if tls else 1883), tls)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of the pinned CA and, for mutual TLS, of this side's certificate and key (PEM)."""
+
+    ca: str
+    certificate: str | None = None
+    key: str | None = None
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of whole MQTT packets on this link, headers, topics and acknowledgements included."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    sent_packets: int = 0
+    received_packets: int = 0
+
+
+def publish_packet_bytes(topic: str, payload_bytes: int, *, mqtt5: bool) -> int:
+    """Size of a QoS 1 PUBLISH packet (MQTT 5.0, section 3.3; 3.1.1 has no property length)."""
+    remaining = 2 + len(topic.encode()) + 2 + (1 if mqtt5 else 0) + payload_bytes
+    length_bytes = -(-remaining.bit_length() // 7)  # a variable byte integer (section 1.5.5)
+    return 1 + length_bytes + remaining
+
+
+class MqttLink:
+    """A connection that comes back.
+
+    Args:
+        address: the broker.
+        client_id: stable; a random one loses its session on brokers that keep one.
+        subscriptions: topic filters, subscribed at every connect.
+        on_message: called with (topic, payload).
+        on_up: called with the packet size that broker and configuration allow, once subscribed.
+        on_down: called with a word about why.
+        will: makes the last will's (topic, payload) at each connect, or None for none.
+        packet_bytes_max: this side's own packet limit.
+        tls: needed for `mqtts://`.
+    """
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        *,
+        subscriptions: tuple[str, ...],
+        on_message: Callable[[str, bytes], None],
+        on_up: Callable[[int], None],
+        on_down: Callable[[str], None],
+        will: Callable[[], tuple[str, bytes]] | None = None,
+        packet_bytes_max: int = limits.PACKET_BYTES_MAX_DEFAULT,
+        tls: TlsFiles | None = None,
+        keepalive_s: int = KEEPALIVE_S,
+    ) -> None:
+        if address.tls and tls is None:
+            raise BrokerAddressError("mqtts:// needs a CA file: TLS without one trusts anybody")
+        self.traffic = Traffic()
+        self.up = False
+        self._address = address
+        self._client_id = client_id
+        self._subscriptions = subscriptions
+        self._on_message_cb = on_message
+        self._on_up = on_up
+        self._on_down = on_down
+        self._will = will
+        self._packet_bytes_max = packet_bytes_max
+        self._tls = tls
+        self._keepalive_s = keepalive_s
+        self._protocol = MQTTProtocolVersion.MQTTv5
+        self._in_flight: dict[int, int] = {}
+        self._subscribing: set[int] = set()
+        self._threaded = False
+        self._client = self._make_client()
+
+    # -- making the client -------------------------------------------------------------------
+
+    def _make_client(self) -> Client:
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            protocol=self._protocol,
+            clean_session=None if self._mqtt5 else True,
+            reconnect_on_failure=True,
+        )
+        client.max_inflight_messages_set(limits.CHUNKS_IN_FLIGHT_MAX)
+        client.reconnect_delay_set(RECONNECT_S_MIN, RECONNECT_S_MAX)
+        client.on_connect = self._connected
+        client.on_connect_fail = self._connect_failed
+        client.on_disconnect = self._disconnected
+        client.on_subscribe = self._subscribed
+        client.on_publish = self._published
+        client.on_message = self._received
+        client.on_socket_open = _set_nodelay
+        if self._tls is not None and self._address.tls:
+            client.tls_set(
+                ca_certs=self._tls.ca,
+                certfile=self._tls.certificate,
+                keyfile=self._tls.key,
+                tls_version=ssl.PROTOCOL_TLS_CLIENT,
+            )
+        if self._will is not None:
+            topic, payload = self._will()
+            client.will_set(topic, payload, qos=1)
+        return client
+
+    @property
+    def _mqtt5(self) -> bool:
+        return self._protocol == MQTTProtocolVersion.MQTTv5
+
+    def _connect_properties(self) -> Any:
+        if not self._mqtt5:
+            return None
+        properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's
+        properties.SessionExpiryInterval = 0
+        properties.MaximumPacketSize = self._packet_bytes_max
+        return properties
+
+    # -- running -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect and run in a thread of its own; retries by itself, also the first time."""
+        self._threaded = True
+        self._client.connect_async(
+            self._address.host,
+            self._address.port,
+            keepalive=self._keepalive_s,
+            clean_start=True,
+            properties=self._connect_properties(),
+        )
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Disconnect in good order and end the thread."""
+        self._client.disconnect()
+        if self._threaded:
+            self._client.loop_stop()
+        self.up = False
+
+    def connect(self) -> None:
+        """Connect without a thread; whoever calls runs `read`, `write` and `misc`.
+
+        Raises:
+            OSError: nobody listens there.
+        """
+        self._client.connect(
+            self._address.host,
+            self._address.port,
+            keepalive=self._keepalive_s,
+            clean_start=True,
+            properties=self._connect_properties(),
+        )
+
+    def drop(self) -> None:
+        """Break the connection without a word, as a device does that vanishes."""
+        sock = self.socket()
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(2)
+
+    def socket(self) -> Socket | ssl.SSLSocket | None:
+        """The socket to select on, or None when there is no connection."""
+        found: Any = self._client.socket()
+        return found if isinstance(found, Socket) else None
+
+    def wants_write(self) -> bool:
+        """Whether bytes wait to be written."""
+        return self._client.want_write()
+
+    def read(self) -> None:
+        """Take what the socket has."""
+        self._client.loop_read()
+
+    def write(self) -> None:
+        """Give the socket what waits."""
+        self._client.loop_write()
+
+    def misc(self) -> None:
+        """Keepalive; to be called about once a second."""
+        self._client.loop_misc()
+
+    # -- speaking ----------------------------------------------------------------------------
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Send at QoS 1. While the link is down the message is dropped: machines resend."""
+        if not self.up:
+            return
+        info = self._client.publish(topic, payload, qos=1)
+        if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
+            return
+        size = publish_packet_bytes(topic, len(payload), mqtt5=self._mqtt5)
+        self._in_flight[info.mid] = size
+        self.traffic.sent_bytes += size
+        self.traffic.sent_packets += 1
+
+    @property
+    def in_flight(self) -> int:
+        """How many publications the broker has not acknowledged yet."""
+        return len(self._in_flight)
+
+    # -- paho's callbacks --------------------------------------------------------------------
+
+    def _connected(
+        self,
+        client: Client,
+        _userdata: Any,
+        _flags: ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            if reason.value == _UNSUPPORTED_VERSION and self._mqtt5:
+                self._protocol = MQTTProtocolVersion.MQTTv311
+            self._on_down(f"the broker refused the connection: {reason}")
+            return
+        allowed = getattr(properties, "MaximumPacketSize", None) if properties else None
+        self._allowed_bytes = min(self._packet_bytes_max, allowed or self._packet_bytes_max)
+        inflight = getattr(properties, "ReceiveMaximum", None) if properties else None
+        client.max_inflight_messages_set(
+            min(limits.CHUNKS_IN_FLIGHT_MAX, inflight or limits.CHUNKS_IN_FLIGHT_MAX)
+        )
+        # What was under way when the last connection broke is sent again by paho: it is traffic.
+        self.traffic.sent_bytes += sum(self._in_flight.values())
+        self.traffic.sent_packets += len(self._in_flight)
+        _result, mid = client.subscribe([(topic, 1) for topic in self._subscriptions])
+        self._subscribing = {mid} if mid is not None else set()
+
+    def _subscribed(
+        self,
+        _client: Client,
+        _userdata: Any,
+        mid: int,
+        reasons: list[ReasonCode],
+        _properties: Properties | None,
+    ) -> None:
+        if mid not in self._subscribing:
+            return
+        self._subscribing.clear()
+        if any(reason.is_failure for reason in reasons):
+            self._on_down(f"the broker refused the subscription: {reasons[0]}")
+            return
+        self.up = True
+        self._on_up(self._allowed_bytes)
+
+    def _connect_failed(self, _client: Client, _userdata: Any) -> None:
+        self._on_down(f"no broker at {self._address.host}:{self._address.port}")
+
+    def _disconnected(
+        self,
+        _client: Client,
+        _userdata: Any,
+        _flags: DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        was_up, self.up = self.up, False
+        if was_up:
+            self._on_down(str(reason))
+
+    def _published(
+        self,
+        _client: Client,
+        _userdata: Any,
+        mid: int,
+        _reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        self._in_flight.pop(mid, None)
+        self.traffic.received_bytes += _PUBACK_BYTES
+
+    def _received(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
+        self.traffic.received_bytes += publish_packet_bytes(
+            message.topic, len(message.payload), mqtt5=self._mqtt5
+        )
+        self.traffic.received_packets += 1
+        self.traffic.sent_bytes += _PUBACK_BYTES
+        self._on_message_cb(message.topic, bytes(message.payload))
+
+
+def _set_nodelay(_client: Client, _userdata: Any, sock: Any) -> None:
+    """Without it a loopback round trip costs 40 ms (Nagle against delayed acknowledgements)."""
+    with contextlib.suppress(OSError, AttributeError), warnings.catch_warnings():
+        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
