@@ -229,6 +229,7 @@ def _offer(s: Session, now_s: float) -> Step:
         payload_digest=sealed.payload_digest,
         chunk_bytes=s.chunk_bytes,
         num_examples=sealed.num_examples,
+        chunks_follow=s.offers == 0,
         metrics=sealed.metrics,
     )
     again = WakeAt(OFFER_AGAIN, now_s + _answer_s(s, sealed.payload_bytes))
@@ -320,7 +321,8 @@ def _woke_check_in(s: Session, event: Woke, now_s: float) -> Step:
 
 
 def _come_back(s: Session, event: ComeBackAt, now_s: float) -> Step:
-    if event.check_in != s.check_in:
+    # A coordinator that restarted may know an earlier check-in of this boot, and no later one.
+    if not s.boot << 32 < event.check_in <= s.check_in:
         return s, ()
     return s, (WakeAt(CHECK_IN, now_s + event.after_s),)
 

@@ -12,6 +12,7 @@ One link runs in its own thread (`start`), or is one of thousands in somebody's 
 import contextlib
 import ssl
 import warnings
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from socket import IPPROTO_TCP, TCP_NODELAY
@@ -19,7 +20,7 @@ from socket import socket as Socket  # noqa: N812 - the class, beside the method
 from typing import Any
 from urllib.parse import urlsplit
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, MQTTMessageInfo
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -137,7 +138,7 @@ class MqttLink:
         self._tls = tls
         self._keepalive_s = keepalive_s
         self._protocol = MQTTProtocolVersion.MQTTv5
-        self._in_flight: dict[int, int] = {}
+        self._pending: deque[tuple[MQTTMessageInfo, int]] = deque()
         self._subscribing: set[int] = set()
         self._threaded = False
         self._client = self._make_client()
@@ -258,14 +259,20 @@ class MqttLink:
         if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
             return
         size = publish_packet_bytes(topic, len(payload), mqtt5=self._mqtt5)
-        self._in_flight[info.mid] = size
+        self._pending.append((info, size))
+        self._forget_acknowledged()
         self.traffic.sent_bytes += size
         self.traffic.sent_packets += 1
 
     @property
     def in_flight(self) -> int:
         """How many publications the broker has not acknowledged yet."""
-        return len(self._in_flight)
+        self._forget_acknowledged()
+        return len(self._pending)
+
+    def _forget_acknowledged(self) -> None:
+        while self._pending and _is_acknowledged(self._pending[0][0]):
+            self._pending.popleft()
 
     # -- paho's callbacks --------------------------------------------------------------------
 
@@ -285,12 +292,14 @@ class MqttLink:
         allowed = getattr(properties, "MaximumPacketSize", None) if properties else None
         self._allowed_bytes = min(self._packet_bytes_max, allowed or self._packet_bytes_max)
         inflight = getattr(properties, "ReceiveMaximum", None) if properties else None
-        client.max_inflight_messages_set(
-            min(limits.CHUNKS_IN_FLIGHT_MAX, inflight or limits.CHUNKS_IN_FLIGHT_MAX)
+        # Its setter refuses once connected, for fear of a step between 0 and more; both are more.
+        client._max_inflight_messages = min(  # noqa: SLF001 - CONNACK comes with the connection
+            limits.CHUNKS_IN_FLIGHT_MAX, inflight or limits.CHUNKS_IN_FLIGHT_MAX
         )
         # What was under way when the last connection broke is sent again by paho: it is traffic.
-        self.traffic.sent_bytes += sum(self._in_flight.values())
-        self.traffic.sent_packets += len(self._in_flight)
+        again = [size for info, size in tuple(self._pending) if not _is_acknowledged(info)]
+        self.traffic.sent_bytes += sum(again)
+        self.traffic.sent_packets += len(again)
         _result, mid = client.subscribe([(topic, 1) for topic in self._subscriptions])
         self._subscribing = {mid} if mid is not None else set()
 
@@ -330,11 +339,10 @@ class MqttLink:
         self,
         _client: Client,
         _userdata: Any,
-        mid: int,
+        _mid: int,
         _reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        self._in_flight.pop(mid, None)
         self.traffic.received_bytes += _PUBACK_BYTES
 
     def _received(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
@@ -344,6 +352,13 @@ class MqttLink:
         self.traffic.received_packets += 1
         self.traffic.sent_bytes += _PUBACK_BYTES
         self._on_message_cb(message.topic, bytes(message.payload))
+
+
+def _is_acknowledged(info: MQTTMessageInfo) -> bool:
+    try:
+        return info.is_published()
+    except (ValueError, RuntimeError):  # it was refused when it was queued: it is not under way
+        return True
 
 
 def _set_nodelay(_client: Client, _userdata: Any, sock: Any) -> None:

@@ -108,9 +108,10 @@ class FetchRequest(Body, frozen=True, array_like=True):
 
 
 class UpdateOffer(Body, frozen=True, array_like=True):
-    """A sealed update, about to be sent in chunks of `chunk_bytes` (the last one shorter).
+    """A sealed update, to be sent in chunks of `chunk_bytes` (the last one shorter).
 
-    Sent again, it asks for an `UploadStatus` or for whatever else the coordinator knows of it.
+    With `chunks_follow` all chunks come right behind it; without, it asks for an `UploadStatus`, or
+    for whatever else the coordinator knows of the update.
     """
 
     KIND = 5
@@ -122,6 +123,7 @@ class UpdateOffer(Body, frozen=True, array_like=True):
     payload_digest: Digest
     chunk_bytes: Bytes
     num_examples: Number
+    chunks_follow: bool
     metrics: Metrics = {}
 
 

@@ -1,0 +1,64 @@
+# potluck: `make` alone lists what can be made. Everything runs in .venv, which `setup` fills.
+
+# The first of these that is Python 3.11 or newer; or say which: make PYTHON=/path/to/python setup
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	{ echo $$python; break; }; done)
+JOBS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.set-up
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+PYTEST := $(BIN)/pytest --numprocesses $(JOBS) --dist worksteal
+FAST := not slow and not live and not browser
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-fast lint format coverage clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with potluck and all that it needs (again only when the pins change)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python setup" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is not Python 3.11 or newer: name one that is: make PYTHON=/path/to/python setup" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "setting up .venv" >&2; $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }; }
+	@$(PIP) --editable '.[dev,fleet]'
+	@# For its digits file alone, which is read and never imported: hence not what it depends on.
+	@$(PIP) --no-deps scikit-learn
+	@touch $@
+
+demo: setup ## a federation of 30 emulated devices on real data, in a minute (ARGS=--json)
+	@$(BIN)/potluck demo $(ARGS)
+
+test: lint ## everything: lint, types, floors, all tests (what CI runs; under 10 minutes on 2 cores)
+	@bash scripts/install-system-packages
+	@expression=''; \
+	for browser in chromium chromium-browser google-chrome; do \
+		command -v $$browser >/dev/null && expression='browser or not browser' && break; \
+	done; \
+	$(PYTEST) -m "$${expression:-not browser}" $(ARGS)
+
+test-fast: setup ## the tests that start no process and take no time (under 30 s)
+	@$(PYTEST) -m "$(FAST)" $(ARGS)
+
+lint: setup ## ruff, formatting, types, and the floors of the house
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy .
+	@$(BIN)/lint-imports
+
+format: setup ## let ruff put files in shape
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+coverage: setup ## which lines and branches the tests reach, the slow ones included
+	@$(BIN)/coverage run -m pytest -m "not browser" $(ARGS)
+	@$(BIN)/coverage report
+
+clean: ## remove all that was made here: .venv, caches, builds
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

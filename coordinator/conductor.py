@@ -1,0 +1,325 @@
+"""Rounds, one after the other: when to open the next, and what each asks for along the way.
+
+The round itself is a sans-IO machine (`coordinator.round`); this is its driver. It executes effects
+in order, a `Persist` being on disk before the next effect runs, and feeds back what validating and
+committing found. It has no thread, no socket and no clock.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from coordinator import round as rounds
+from coordinator.config import FederationConfig
+from coordinator.evaluation import Evaluator, evaluate, pooled_metrics
+from coordinator.leases import Leases
+from coordinator.models import Models
+from coordinator.selection import is_eligible, select
+from coordinator.signals import (
+    Accepted,
+    Commit,
+    Committed,
+    Open,
+    Rejected,
+    Resume,
+    RoundAbandoned,
+    RoundOpened,
+    UpdateArrived,
+    UpdateSettled,
+    UpdateStored,
+    Validate,
+)
+from coordinator.store import Store
+from quantization import FixedPointSum, resolve_uplink
+from wire import (
+    CancelWake,
+    Effect,
+    LocalProtocolError,
+    Persist,
+    Publish,
+    RemoteProtocolError,
+    Report,
+    WakeAt,
+    Woke,
+)
+from wire.messages import Message, Settled
+
+PLAN_AGAIN: Final = "plan_again"
+# How long a round waits for connected devices that are about to speak, and how often it looks.
+PATIENCE_S: Final = 2.0
+PLAN_EVERY_S: Final = 0.5
+EXPECTING_EVERY_S: Final = 0.05
+ABANDONED_PAUSE_S: Final = 2.0
+_SEED_MASK: Final = 2**53 - 1
+
+_OPEN_PHASES: Final = (rounds.Phase.INVITING, rounds.Phase.COLLECTING, rounds.Phase.CLOSING)
+
+
+class Conductor:
+    """Opens, drives and closes the rounds of one federation.
+
+    Args:
+        config: the federation's file.
+        store: where everything durable is.
+        models: the model through its versions.
+        leases: which devices are there.
+        evaluator: what `task.test()` returned, or None.
+        publish: sends a message to a device.
+        observe: told every `Report`.
+        count_incident: told of every update that was rejected.
+        traffic: (sent, received) bytes so far.
+        run_over: called when every round is closed, also after a restart.
+        seed: the federation's public seed.
+        first_gathering: how many devices to hear before the first round, if they come in time.
+        gathering_until_s: when that patience ends, unix seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: FederationConfig,
+        store: Store,
+        models: Models,
+        leases: Leases,
+        evaluator: Evaluator | None,
+        publish: Callable[[Message, str], None],
+        observe: Callable[[Report], None],
+        count_incident: Callable[[str, RemoteProtocolError], None],
+        traffic: Callable[[], tuple[int, int]],
+        run_over: Callable[[float], None],
+        seed: int,
+        first_gathering: int,
+        gathering_until_s: float,
+    ) -> None:
+        self.round = rounds.RoundState()
+        self.timers: dict[str, float] = {}
+        self._config = config
+        self._store = store
+        self._models = models
+        self._leases = leases
+        self._evaluator = evaluator
+        self._publish = publish
+        self._observe = observe
+        self._count_incident = count_incident
+        self._traffic = traffic
+        self._run_over = run_over
+        self._seed = seed
+        self._first_gathering = first_gathering
+        self._gathering_until_s = gathering_until_s
+        self._patient_until_s: float | None = None
+        self._taken_part: Counter[str] = Counter(
+            row.device for row in store.updates() if row.counted
+        )
+        self._payloads: dict[bytes, bytes] = {}
+        self._sum: FixedPointSum | None = None
+        self._events: deque[object] = deque()
+        self._traffic_before = (0, 0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a round is under way."""
+        return self.round.phase in _OPEN_PHASES
+
+    @property
+    def finished(self) -> bool:
+        """Whether every round of the federation is closed."""
+        return not self.is_open and self._store.last_round() >= self._config.rounds.count
+
+    def start(self, now_s: float) -> None:
+        """Resume the round that the last run left open, if it did, and begin to plan."""
+        unfinished = self._store.unfinished_round()
+        if unfinished is not None:
+            opened, stored = unfinished
+            self._begin(opened)
+            self.step(Resume(opened, stored), now_s)
+        self.timers[PLAN_AGAIN] = now_s
+
+    def wake(self, timer: str, now_s: float) -> None:
+        """Run a timer that is due."""
+        if timer == PLAN_AGAIN:
+            self._plan(now_s)
+        else:
+            self.step(Woke(timer), now_s)
+
+    def plan_soon(self, now_s: float) -> None:
+        """Somebody is there who was not before: look whether a round can open."""
+        if not self.is_open:
+            self.timers.setdefault(PLAN_AGAIN, now_s)
+
+    def take(self, update: UpdateStored, payload: bytes, now_s: float) -> None:
+        """Hand a whole update to the round."""
+        self._payloads[update.update_id] = payload
+        self.step(UpdateArrived(update), now_s)
+        self._payloads.pop(update.update_id, None)
+
+    def step(self, event: object, now_s: float) -> None:
+        """Give the round an event, execute its effects, and go on while they raise new events."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return  # a step is under way; it takes this one when its effects are done
+        while self._events:
+            try:
+                self.round, effects = rounds.advance(self.round, self._events[0], now_s)
+            except LocalProtocolError as error:
+                self._observe(Report("unexpected", str(error)))
+                effects = ()
+            for effect in effects:
+                self._execute(effect, now_s)
+            self._events.popleft()
+
+    # -- opening -----------------------------------------------------------------------------
+
+    def _plan(self, now_s: float) -> None:
+        """Open the next round as soon as enough eligible devices are there to be chosen from.
+
+        Enough to invite opens at once. Fewer, if they can still make the quorum, open after a
+        moment of patience for those who are connected and about to speak.
+        """
+        number = self._store.last_round() + 1
+        if self.is_open:
+            return
+        if number > self._config.rounds.count:
+            self._run_over(now_s)
+            return
+        if self._leases.heard < self._first_gathering and now_s < self._gathering_until_s:
+            self.timers[PLAN_AGAIN] = now_s + EXPECTING_EVERY_S
+            return
+        if self._patient_until_s is None:
+            self._patient_until_s = now_s + PATIENCE_S
+        if now_s >= self._patient_until_s:
+            self._leases.stop_expecting()
+        eligible = sum(
+            is_eligible(lease, self._config.selection) for lease in self._leases.valid(now_s)
+        )
+        expecting = self._leases.expected > 0
+        wanted = self._config.rounds.to_invite
+        patient = eligible < wanted and now_s < self._patient_until_s
+        if expecting or patient or eligible < self._config.rounds.needed:
+            self.timers[PLAN_AGAIN] = now_s + (EXPECTING_EVERY_S if expecting else PLAN_EVERY_S)
+            return
+        self._patient_until_s = None
+        self._open(number, now_s)
+
+    def _open(self, number: int, now_s: float) -> None:
+        config = self._config.rounds
+        deadline_at_s = now_s + config.deadline_s
+        chosen = select(
+            self._leases.valid(now_s),
+            self._config.selection,
+            count=config.to_invite,
+            seed=self._seed,
+            round_number=number,
+            deadline_at_s=deadline_at_s,
+            taken_part=self._taken_part,
+        )
+        opened = RoundOpened(
+            round=number,
+            base_version=self._models.version,
+            base_digest=self._models.digest,
+            plan=self._config.plan((self._seed * 1_000_003 + number) & _SEED_MASK),
+            codec=resolve_uplink(self._config.uplink.codec),
+            cohort=min(config.cohort, len(chosen)),
+            needed=config.needed,
+            invited={lease.device: lease.check_in for lease in chosen},
+            opened_at_s=now_s,
+            deadline_at_s=deadline_at_s,
+        )
+        for lease in chosen:
+            self._leases.end(lease.device)
+        self._begin(opened)
+        self.step(Open(opened), now_s)
+
+    def _begin(self, opened: RoundOpened) -> None:
+        self.round = rounds.RoundState()
+        self._traffic_before = self._traffic()
+        self._sum = self._models.sum(
+            weight_cap=self._config.aggregation.weight_cap, updates_max=len(opened.invited)
+        )
+
+    # -- effects -----------------------------------------------------------------------------
+
+    def _execute(self, effect: Effect, now_s: float) -> None:
+        match effect:
+            case Publish(message, device):
+                self._publish(message, device)
+                if isinstance(message, Settled):
+                    self._leases.expect(device)
+            case Persist(record):
+                self._persist(record)
+            case WakeAt(timer, at_s):
+                self.timers[timer] = at_s
+            case CancelWake(timer):
+                self.timers.pop(timer, None)
+            case Validate():
+                self._events.append(self._validate(effect))
+            case Commit():
+                self._events.append(self._commit(effect, now_s))
+            case Report():
+                self._observe(effect)
+            case _:
+                raise LocalProtocolError(f"no driver for {type(effect).__name__}")
+
+    def _persist(self, record: msgspec.Struct) -> None:
+        match record:
+            case RoundOpened():
+                self._store.open_round(record)
+            case UpdateStored():
+                self._store.store_update(record, self._payloads[record.update_id])
+            case UpdateSettled():
+                self._store.settle(record)
+            case RoundAbandoned():
+                self._store.abandon_round(record)
+                self._close_traffic(record.round)
+                self.timers[PLAN_AGAIN] = record.closed_at_s + ABANDONED_PAUSE_S
+            case _:
+                raise LocalProtocolError(f"no place for {type(record).__name__}")
+
+    def _validate(self, effect: Validate) -> Accepted | Rejected:
+        if self._sum is None:
+            raise LocalProtocolError("no round is being summed")
+        payload = self._payloads.get(effect.update_id)
+        try:
+            self._sum.add(payload or self._store.payload(effect.update_id), effect.weight)
+        except RemoteProtocolError as error:
+            self._count_incident(effect.device, error)
+            return Rejected(effect.update_id, error.reason)
+        return Accepted(effect.update_id)
+
+    def _commit(self, effect: Commit, now_s: float) -> Committed:
+        if self._sum is None:
+            raise LocalProtocolError("no round is being summed")
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            commit, served, exact = self._models.next_version(
+                self._sum, effect.round, effect.accepted
+            )
+        released = self._store.released("stable")
+        keep = frozenset({self._models.version} | ({released["version"]} if released else set()))
+        self._store.commit_round(commit, now_s, keep=keep)
+        self._models.adopt(commit, served, exact)
+        self._sum = None
+        self._taken_part.update(self.round.owners[key] for key in effect.accepted)
+        self._after_commit(effect.round, now_s)
+        return Committed(commit.version, commit.digest)
+
+    def _after_commit(self, round_number: int, now_s: float) -> None:
+        """What is told of a version, none of which it depends on."""
+        if self._evaluator is not None:
+            metrics = evaluate(self._evaluator, self._models, self._config.plan(0))
+            self._store.note_round(round_number, metrics)
+        elif round_number > 1:
+            # Devices measured the base model on their hold-outs: that is the round before.
+            self._store.note_round(
+                round_number - 1, pooled_metrics(self._store.update_metrics(round_number))
+            )
+        self._close_traffic(round_number)
+        self.timers[PLAN_AGAIN] = now_s
+
+    def _close_traffic(self, round_number: int) -> None:
+        sent, received = (
+            after - before
+            for after, before in zip(self._traffic(), self._traffic_before, strict=True)
+        )
+        self._store.note_traffic(round_number, sent, received)

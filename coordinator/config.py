@@ -1,0 +1,154 @@
+"""The one file that describes a federation: every key, its default, its bounds.
+
+`docs/how-to/federation-file.md` has a line on each key; a test compares the two.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from wire import limits, settings, topics
+from wire.messages import Plan
+
+Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+class Federation(Struct, frozen=True, forbid_unknown_fields=True):
+    """[federation]: what it is called, and what it learns."""
+
+    name: str = "digits"
+    task: str = "pilots.digits:task"
+
+
+class Rounds(Struct, frozen=True, forbid_unknown_fields=True):
+    """[rounds]: how many, with how many devices, for how long, and what each device does."""
+
+    mode: Literal["sync"] = "sync"
+    count: Count = 30
+    cohort: Annotated[int, Meta(ge=1, le=limits.UPDATES_PER_ROUND_MAX)] = 20
+    over_select: Annotated[float, Meta(ge=1.0, le=10.0)] = 1.3
+    quorum: Share = 0.7
+    deadline_s: Annotated[float, Meta(gt=0.0, le=limits.DEADLINE_S_MAX)] = 60.0
+    local_epochs: Annotated[int, Meta(ge=1, le=limits.EPOCHS_MAX)] = 1
+    batch: Annotated[int, Meta(ge=1, le=limits.BATCH_MAX)] = 10
+    learning_rate: Annotated[float, Meta(gt=0.0, le=1e6)] = 0.1
+
+    @property
+    def needed(self) -> int:
+        """Updates without which a round is abandoned: ceil(quorum * cohort)."""
+        return math.ceil(round(self.quorum * self.cohort, 9))
+
+    @property
+    def to_invite(self) -> int:
+        """Devices invited to a round: ceil(over_select * cohort).
+
+        At quorum 1 the whole cohort is needed by name, so nobody is invited beyond it: which
+        updates count then does not depend on who was faster (docs/adr/0004).
+        """
+        if self.needed == self.cohort:
+            return self.cohort
+        return math.ceil(round(self.over_select * self.cohort, 9))
+
+
+class Selection(Struct, frozen=True, forbid_unknown_fields=True):
+    """[selection]: which of the devices that are there are asked."""
+
+    policy: Literal["random", "availability"] = "availability"
+    min_battery: Fraction = 0.3
+    require_charging: bool = False
+    allow_metered: bool = False
+
+
+class Aggregation(Struct, frozen=True, forbid_unknown_fields=True):
+    """[aggregation]: how updates become a model."""
+
+    strategy: Literal["fedavg"] = "fedavg"
+    robust: Literal["none"] = "none"
+    weight_cap: Annotated[int, Meta(ge=1, le=limits.WEIGHT_MAX)] = 1000
+
+
+class Link(Struct, frozen=True, forbid_unknown_fields=True):
+    """[uplink] and [downlink]: how tensors become bytes."""
+
+    codec: Literal["auto", "raw", "f16", "q8", "ecq_sr", "ecq"] = "auto"
+
+
+class Privacy(Struct, frozen=True, forbid_unknown_fields=True):
+    """[privacy]: what the coordinator may learn of one device."""
+
+    mode: Literal["none"] = "none"
+    unit: Literal["device"] = "device"
+    clip_norm: Annotated[float, Meta(gt=0.0, le=1e12)] = 1.0
+    noise_multiplier: Annotated[float, Meta(ge=0.0)] = 0.0
+    delta: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-5
+    epsilon_budget: Annotated[float, Meta(ge=0.0)] = 0.0
+    secure_aggregation: Literal[False] = False
+
+
+class Broker(Struct, frozen=True, forbid_unknown_fields=True):
+    """[broker]: where messages go; "embedded" starts one on loopback."""
+
+    url: str = "embedded"
+    packet_bytes_max: Annotated[int, Meta(ge=limits.PACKET_BYTES_MIN, le=268_435_456)] = (
+        limits.PACKET_BYTES_MAX_DEFAULT
+    )
+
+
+class Fleet(Struct, frozen=True, forbid_unknown_fields=True):
+    """[fleet]: what emulated devices are like; read by `potluck fleet` alone."""
+
+    mix: str | dict[str, float] = "phones-and-gateways"
+    partition: Annotated[
+        str, Meta(pattern=r"^(iid|blocks|dirichlet:[0-9.]+|blocks\+dirichlet:[0-9.]+)$")
+    ] = "dirichlet:0.5"
+    start: str = "2026-01-05T20:00:00Z"
+
+
+class FederationConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole federation file."""
+
+    federation: Federation = Federation()
+    rounds: Rounds = Rounds()
+    selection: Selection = Selection()
+    aggregation: Aggregation = Aggregation()
+    uplink: Link = Link()
+    downlink: Link = Link()
+    privacy: Privacy = Privacy()
+    broker: Broker = Broker()
+    fleet: Fleet = Fleet()
+
+    def plan(self, seed: int) -> Plan:
+        """What devices are asked to do in a round with this public seed."""
+        return Plan(
+            local_epochs=self.rounds.local_epochs,
+            batch=self.rounds.batch,
+            learning_rate=self.rounds.learning_rate,
+            seed=seed,
+        )
+
+
+def load_config(path: Path) -> FederationConfig:
+    """Read a federation file.
+
+    Raises:
+        settings.SettingsError: one line with file, line, key, and what is known instead.
+    """
+    text = settings.load(path)
+    config = settings.convert(FederationConfig, text, path)
+    if not topics.federation_name_is_valid(config.federation.name):
+        line = settings.locate_line(text, ("federation", "name"))
+        raise settings.SettingsError(
+            f"{path}:{line}: [federation] name: {config.federation.name!r} must be 1 to 64"
+            " lower-case letters, digits, dots, dashes or underscores, and not 'enrol'"
+        )
+    if config.privacy.noise_multiplier > 0.0:
+        line = settings.locate_line(text, ("privacy", "noise_multiplier"))
+        raise settings.SettingsError(
+            f"{path}:{line}: [privacy] noise_multiplier: noise needs a privacy mode, and mode is"
+            f" {config.privacy.mode!r}; write 0.0"
+        )
+    return config

@@ -1,0 +1,65 @@
+"""How good a version is: on the task's own test data, or on what devices measured themselves."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from coordinator.models import Models
+from wire import Plan, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What an evaluator is handed: the model that devices have."""
+
+    version: int
+    tensors: Tensors
+
+
+class Evaluation(Protocol):
+    """The result of an evaluation, as `edge_sdk.EvalResult`."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the examples."""
+        ...
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples were looked at."""
+        ...
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """More figures; `accuracy` where it means something."""
+        ...
+
+
+class Evaluator(Protocol):
+    """What `task.test()` returns: a trainer that is bound to test data."""
+
+    def evaluate(self, model: ServedModel, plan: Plan, *, stop: Callable[[], bool]) -> Evaluation:
+        """Evaluate the model, unless `stop()` says otherwise."""
+        ...
+
+
+def evaluate(evaluator: Evaluator, models: Models, plan: Plan) -> dict[str, float]:
+    """Loss and metrics of the latest version on the task's test data."""
+    model = ServedModel(models.version, models.whole(models.served))
+    result = evaluator.evaluate(model, plan, stop=lambda: False)
+    return {**result.metrics, "loss": float(result.loss)}
+
+
+def pooled_metrics(measured: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """What devices said of their base model on their hold-outs, weighted by examples."""
+    pooled: dict[str, float] = {}
+    for name in ("accuracy", "loss"):
+        figures = [
+            (m["base_examples"], m[f"base_{name}"])
+            for _, m in measured
+            if m.get("base_examples", 0.0) > 0.0 and f"base_{name}" in m
+        ]
+        total = sum(weight for weight, _ in figures)
+        if total > 0.0:
+            pooled[name] = sum(weight * value for weight, value in figures) / total
+    return pooled

@@ -1,0 +1,81 @@
+"""Who is there: what each device said in its latest check-in, and until when that holds.
+
+A device is invited only while its lease runs; a lease ends when the device is invited, withdraws,
+loses its link, or by its own clock-free promise ("for the next 120 s"). *Expected* devices are
+connected and have just been settled: they will speak in a moment, and waiting that moment makes
+the next round's choice independent of who was quickest.
+"""
+
+from dataclasses import dataclass
+
+from wire.messages import Available
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A device's promise to be there until `until_s`."""
+
+    device: str
+    check_in: int
+    until_s: float
+    device_class: str
+    battery_fraction: float
+    charging: bool
+    metered: bool
+    held_version: int
+
+
+class Leases:
+    """Leases of all devices; memory grows with the devices that are connected."""
+
+    def __init__(self) -> None:
+        self._leases: dict[str, Lease] = {}
+        self._heard: set[str] = set()
+        self._expected: set[str] = set()
+
+    def check_in(self, device: str, message: Available, now_s: float) -> Lease:
+        """A device speaks; its newest word replaces the last."""
+        lease = Lease(
+            device=device,
+            check_in=message.check_in,
+            until_s=now_s + message.window_s,
+            device_class=message.device_class,
+            battery_fraction=message.battery_fraction,
+            charging=message.charging,
+            metered=message.metered,
+            held_version=message.held_version,
+        )
+        self._leases[device] = lease
+        self._heard.add(device)
+        self._expected.discard(device)
+        return lease
+
+    def end(self, device: str) -> None:
+        """The lease is used up, withdrawn or void."""
+        self._leases.pop(device, None)
+        self._heard.add(device)
+        self._expected.discard(device)
+
+    def expect(self, device: str) -> None:
+        """The device is connected and about to speak again."""
+        if device not in self._leases:
+            self._expected.add(device)
+
+    @property
+    def heard(self) -> int:
+        """How many devices have spoken at all since the start."""
+        return len(self._heard)
+
+    @property
+    def expected(self) -> int:
+        """How many devices are about to speak."""
+        return len(self._expected)
+
+    def stop_expecting(self) -> None:
+        """Patience is over."""
+        self._expected.clear()
+
+    def valid(self, now_s: float) -> list[Lease]:
+        """Leases that still run, in order of device id; those that ended are dropped."""
+        self._leases = {k: v for k, v in self._leases.items() if v.until_s > now_s}
+        return [self._leases[device] for device in sorted(self._leases)]

@@ -1,0 +1,437 @@
+"""The coordinator: what every message means, who may send it, and what it is answered with.
+
+It has no thread, no socket and no clock of its own: whoever runs it (the gateway's main loop, a
+fleet's virtual world) calls `on_frame`, `on_link_up` and `wake` from one thread, and passes the
+time. Rounds are the `Conductor`'s.
+
+Whatever the network sends is either handled or counted: a `RemoteProtocolError` never leaves
+`on_frame`, is added to its device's count, logged once per device and reason, and the round goes
+on. Counts reach the store in batches, because a flood must not become a flood of transactions.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from coordinator.conductor import Conductor
+from coordinator.config import FederationConfig
+from coordinator.enrolment import Enrolment
+from coordinator.evaluation import Evaluator
+from coordinator.identity import Identity
+from coordinator.inbox import Inbox
+from coordinator.leases import Leases
+from coordinator.models import Models
+from coordinator.signals import DeviceAsks, InviteeLost, UpdateStored
+from coordinator.store import Store
+from wire import (
+    Crypto,
+    Manifest,
+    RemoteProtocolError,
+    Report,
+    UnknownSenderError,
+    chunk_bytes_for,
+    frames,
+    identity,
+    topics,
+)
+from wire.chunks import chunk_count, missing, split
+from wire.errors import DuplicateError, NotInvitedError, SchemaMismatchError, StaleRoundError
+from wire.link import publish_packet_bytes
+from wire.messages import (
+    Available,
+    Chunk,
+    ComeBackAt,
+    Declined,
+    EnrolRequest,
+    Failed,
+    FetchRequest,
+    Gone,
+    Leave,
+    Message,
+    ModelOffer,
+    Receipt,
+    Refused,
+    Release,
+    Revoked,
+    Settled,
+    UpdateOffer,
+    UploadStatus,
+)
+from wire.topics import Address
+
+FLUSH: Final = "flush"
+FLUSH_EVERY_S: Final = 5.0
+# When every round is done, devices look in now and then for releases.
+IDLE_COME_BACK_S: Final = 3_600.0
+STABLE: Final = "stable"
+_NOBODY: Final = "-"
+
+
+class Coordinator:
+    """One federation's coordinator.
+
+    Args:
+        config: the federation's file.
+        manifest: what `task.model()` returned.
+        evaluator: what `task.test()` returned, or None.
+        store: where everything durable is.
+        keys: the coordinator's identity.
+        crypto: the signature scheme.
+        publish: sends (topic, payload) at QoS 1.
+        observe: told every `Report`, for progress and logs.
+        now_s: unix seconds.
+        seed: the federation's public seed.
+        first_gathering: how many devices to hear before the first round, if they come in time.
+        gathering_s: how long to wait for them.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: FederationConfig,
+        manifest: Manifest,
+        evaluator: Evaluator | None,
+        store: Store,
+        keys: Identity,
+        crypto: Crypto,
+        publish: Callable[[str, bytes], None],
+        observe: Callable[[Report], None],
+        now_s: float,
+        seed: int = 0,
+        first_gathering: int = 0,
+        gathering_s: float = 30.0,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.models = Models(manifest, store, config.downlink.codec, now_s)
+        self.leases = Leases()
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        self.rounds = Conductor(
+            config=config,
+            store=store,
+            models=self.models,
+            leases=self.leases,
+            evaluator=evaluator,
+            publish=self._publish,
+            observe=observe,
+            count_incident=self.count_incident,
+            traffic=lambda: (self.sent_bytes, self.received_bytes),
+            run_over=self._run_over,
+            seed=seed,
+            first_gathering=first_gathering,
+            gathering_until_s=now_s + gathering_s,
+        )
+        self._keys = keys
+        self._crypto = crypto
+        self._publish_bytes = publish
+        self._observe = observe
+        rows = store.devices()
+        self._devices = {
+            name: bytes(row["public_key"]) for name, row in rows.items() if row["revoked"] is None
+        }
+        self._check_ins = {name: int(row["last_check_in"]) for name, row in rows.items()}
+        self._new_check_ins: set[str] = set()
+        self._enrolment = Enrolment(store, keys, crypto, config.federation.name)
+        self._inbox = Inbox(self.models.payload_bytes_max)
+        self._incidents: dict[tuple[str, str], tuple[int, str]] = {}
+        self._logged: set[tuple[str, str]] = set()
+        self._chunk_bytes = chunk_bytes_for(config.broker.packet_bytes_max)
+        self._recalled = False
+
+    # -- what whoever runs it calls ----------------------------------------------------------
+
+    @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """The topic filters that the coordinator listens to."""
+        mine = identity.coordinator_id(self._keys.signer.public_key)
+        return (
+            topics.uplink_filter(self.config.federation.name),
+            topics.uplink_filter(topics.enrolment_scope(mine)),
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether every round of the federation is closed."""
+        return self.rounds.finished
+
+    @property
+    def next_wake_s(self) -> float | None:
+        """When `wake` is due, unix seconds."""
+        return min(self.rounds.timers.values(), default=None)
+
+    def start(self, now_s: float) -> None:
+        """Resume the round that the last run left open, if it did, and begin to plan."""
+        self.rounds.start(now_s)
+        self.rounds.timers[FLUSH] = now_s + FLUSH_EVERY_S
+
+    def stop(self) -> None:
+        """Write what is only in memory: counts. Rounds need nothing."""
+        self._flush()
+
+    def on_link_up(self, packet_bytes_max: int) -> None:
+        """The broker is there, and takes packets of this size."""
+        self._chunk_bytes = chunk_bytes_for(packet_bytes_max)
+        if not self._recalled:
+            self._recalled = True
+            self._recall()
+
+    def _recall(self) -> None:
+        """After a restart, tell devices what the last run may have died before telling them.
+
+        Leases are not kept: whoever was there is asked to speak again now rather than when its
+        lease would have ended. Settlements of the last closed round may have been lost between
+        the transaction and the broker.
+        """
+        for row in self.store.updates(self.store.last_round()):
+            if row.counted is not None and row.device in self._devices:
+                self._tell(row.device, row.update_id)
+        for device, check_in in sorted(self._check_ins.items()):
+            if check_in and device in self._devices:
+                self._publish(ComeBackAt(check_in, 0.0, "coordinator_restarted"), device)
+
+    def wake(self, now_s: float) -> None:
+        """Run every timer that is due."""
+        timers = self.rounds.timers
+        for timer in sorted(name for name, at_s in timers.items() if at_s <= now_s):
+            if timers.get(timer, now_s + 1.0) > now_s:
+                continue
+            del timers[timer]
+            if timer == FLUSH:
+                self._flush()
+                timers[FLUSH] = now_s + FLUSH_EVERY_S
+            else:
+                self.rounds.wake(timer, now_s)
+
+    def on_frame(self, topic: str, data: bytes, now_s: float) -> None:
+        """Take a publication from the broker, whatever it is."""
+        self.received_bytes += publish_packet_bytes(topic, len(data), mqtt5=True)
+        device = _NOBODY
+        try:
+            address = topics.parse(topic)
+            if address.scope != self.config.federation.name:
+                self._enrol(address, data, now_s)
+                return
+            public_key = self._devices.get(address.device)
+            if public_key is None:
+                raise UnknownSenderError(f"{address.device} is not enrolled here")
+            device = address.device
+            message = frames.open_frame(data, address, public_key, self._crypto)
+            self._on_message(device, message, now_s)
+        except RemoteProtocolError as error:
+            self.count_incident(device, error)
+
+    def count_incident(self, device: str, error: RemoteProtocolError) -> None:
+        """Count a typed error against a device; say it the first time."""
+        key = (device, error.reason)
+        self._incidents[key] = (self._incidents.get(key, (0, ""))[0] + 1, str(error)[:200])
+        if key not in self._logged:
+            self._logged.add(key)
+            self._observe(Report("bad_input", f"{error.reason}: {error}", device))
+
+    def release(self, alias: str, version: int, digest: bytes, now_s: float) -> None:
+        """Point an alias at a version, and tell every device that is there."""
+        self.store.release(alias, version, digest, now_s)
+        self._observe(Report("released", f"{alias} is version {version}"))
+        for device in sorted(self._devices):
+            self._publish(Release(version, digest, alias), device)
+
+    def _run_over(self, now_s: float) -> None:
+        """Every round is closed: what came of them becomes the model that apps use."""
+        released = self.store.released(STABLE)
+        if released is None or released["version"] != self.models.version:
+            self.release(STABLE, self.models.version, self.models.digest, now_s)
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def _enrol(self, address: Address, data: bytes, now_s: float) -> None:
+        mine = topics.enrolment_scope(identity.coordinator_id(self._keys.signer.public_key))
+        if address.scope != mine:
+            raise RemoteProtocolError(f"scope {address.scope!r} is not served here")
+        frame = frames.parse(data)
+        if frame.kind != EnrolRequest.KIND:
+            raise RemoteProtocolError(f"kind {frame.kind} on the enrolment topic")
+        request = frames.decode(frame, address)
+        if not isinstance(request, EnrolRequest):
+            raise RemoteProtocolError("not an enrolment request")
+        frames.verify(frame, address, request.public_key, self._crypto)
+        answer, enrolled = self._enrolment.redeem(address.device, request, now_s)
+        if enrolled:
+            self._devices[enrolled] = request.public_key
+            self._observe(Report("enrolled", request.device_class, enrolled))
+        elif isinstance(answer, Refused):
+            key = (_NOBODY, answer.reason)
+            self._incidents[key] = (self._incidents.get(key, (0, ""))[0] + 1, answer.detail)
+        self._send(answer, Address(address.scope, address.device, "down"))
+
+    def _on_message(self, device: str, message: Message, now_s: float) -> None:
+        match message:
+            case Available():
+                self._available(device, message, now_s)
+            case Declined():
+                self._lost(device, message.reason, message.round, now_s)
+            case Failed():
+                self._lost(device, message.reason, message.round, now_s)
+            case Gone():
+                if message.check_in >= self._check_ins.get(device, 0):
+                    self.leases.end(device)
+            case FetchRequest():
+                self._fetch(device, message)
+            case UpdateOffer():
+                self._offer(device, message, now_s)
+            case Chunk():
+                self._chunk(device, message, now_s)
+            case Leave():
+                self.store.revoke(device, message.reason)
+                self._lost(device, message.reason, 0, now_s)
+                self._publish(Revoked(message.reason), device)
+                del self._devices[device]
+            case _:
+                raise RemoteProtocolError(f"{type(message).__name__} is not expected from a device")
+
+    def _available(self, device: str, message: Available, now_s: float) -> None:
+        if message.check_in <= self._check_ins.get(device, 0):
+            raise RemoteProtocolError(f"check-in {message.check_in} is not newer than the last")
+        if message.schema_digest != bytes.fromhex(self.models.manifest.schema.digest):
+            self._publish(
+                Refused(Available.KIND, "schema_mismatch", "another task's model"), device
+            )
+            raise SchemaMismatchError("the device trains another model")
+        self._check_ins[device] = message.check_in
+        self._new_check_ins.add(device)
+        released = self.store.released(STABLE)
+        if released is not None and released["version"] != message.released_version:
+            self._publish(Release(released["version"], released["digest"], STABLE), device)
+        if self.rounds.is_open and device in self.rounds.round.waiting_for:
+            self.rounds.step(DeviceAsks(device, message.check_in), now_s)
+            return
+        if self.finished:
+            self._publish(ComeBackAt(message.check_in, IDLE_COME_BACK_S, "run_over"), device)
+            return
+        self.leases.check_in(device, message, now_s)
+        self.rounds.plan_soon(now_s)
+
+    def _lost(self, device: str, reason: str, round_number: int, now_s: float) -> None:
+        self.leases.end(device)
+        self._observe(Report("declined", reason, device))
+        current = self.rounds.round
+        if current.opened is None or not self.rounds.is_open:
+            self.rounds.plan_soon(now_s)
+        elif round_number in (0, current.opened.round) and device in current.waiting_for:
+            self.rounds.step(InviteeLost(device, reason), now_s)
+
+    def _fetch(self, device: str, message: FetchRequest) -> None:
+        bundle = self.models.bundle(message.want_version, message.have_version)
+        if bundle is None:
+            detail = f"version {message.want_version} is not kept"
+            self._publish(Refused(FetchRequest.KIND, "unknown_version", detail), device)
+            return
+        row = self.store.model(bundle.version)
+        digest = self.models.digest if row is None else bytes(row["digest"])
+        payload_digest = hashlib.sha256(bundle.payload).digest()
+        offer = ModelOffer(
+            transfer_id=payload_digest[:16],
+            version=bundle.version,
+            from_version=bundle.from_version,
+            payload_bytes=len(bundle.payload),
+            payload_digest=payload_digest,
+            chunk_bytes=self._chunk_bytes,
+            model_digest=digest,
+        )
+        self._publish(offer, device)
+        count = chunk_count(len(bundle.payload), self._chunk_bytes)
+        held = message.received if message.transfer_id == offer.transfer_id else b""
+        for index in missing(held, count):
+            data = split(bundle.payload, self._chunk_bytes, index)
+            self._publish(Chunk(offer.transfer_id, index, data), device)
+
+    def _offer(self, device: str, message: UpdateOffer, now_s: float) -> None:
+        name = self.config.federation.name
+        if message.update_id != identity.update_id(name, message.round, device):
+            raise RemoteProtocolError("the update id is not this device's for this round")
+        known = self.store.update(message.update_id)
+        if known is not None:
+            self._tell(device, message.update_id)
+            if known.digest != message.payload_digest:
+                raise DuplicateError("the same update id was offered with other bytes")
+            return
+        update = self._describe(device, message, now_s)
+        refusal = self._why_not(device, message)
+        if refusal is not None:
+            self.store.refuse_update(update, refusal.reason, now_s)
+            self._publish(Settled(message.update_id, counted=False, reason=refusal.reason), device)
+            self._lost(device, refusal.reason, message.round, now_s)
+            raise refusal
+        received = self._inbox.announce(device, update, message.chunk_bytes)
+        if not message.chunks_follow:
+            self._publish(UploadStatus(message.update_id, received), device)
+
+    def _why_not(self, device: str, message: UpdateOffer) -> RemoteProtocolError | None:
+        """Why an offered update cannot be taken, before a byte of it is."""
+        opened = self.rounds.round.opened
+        if not self.rounds.is_open or opened is None or message.round != opened.round:
+            return StaleRoundError(f"round {message.round} is not open")
+        if device not in opened.invited:
+            return NotInvitedError(f"was not invited to round {message.round}")
+        if message.base_version != opened.base_version:
+            return StaleRoundError(f"trained on version {message.base_version}")
+        return self._inbox.why_too_large(message.payload_bytes, message.chunk_bytes)
+
+    def _describe(self, device: str, message: UpdateOffer, now_s: float) -> UpdateStored:
+        return UpdateStored(
+            update_id=message.update_id,
+            device=device,
+            round=message.round,
+            base_version=message.base_version,
+            num_examples=message.num_examples,
+            weight=min(message.num_examples, self.config.aggregation.weight_cap),
+            payload_bytes=message.payload_bytes,
+            payload_digest=message.payload_digest,
+            metrics=dict(message.metrics),
+            receipted_at_s=now_s,
+        )
+
+    def _chunk(self, device: str, message: Chunk, now_s: float) -> None:
+        done = self._inbox.add(device, message)
+        if done is None:
+            return
+        update, payload = done
+        update = msgspec.structs.replace(update, receipted_at_s=now_s)
+        current = self.rounds.round
+        expected = current.opened is not None and current.opened.round == update.round
+        if not self.rounds.is_open or not expected or update.update_id in current.updates:
+            if self.store.update(update.update_id) is None:
+                self.store.refuse_update(update, StaleRoundError.reason, now_s)
+            self._tell(device, update.update_id)
+            return
+        self.rounds.take(update, payload, now_s)
+
+    def _tell(self, device: str, update_id: bytes) -> None:
+        """Say what the ledger says of an update."""
+        row = self.store.update(update_id)
+        if row is None or row.device != device:
+            return
+        if row.receipted_at is not None:
+            self._publish(Receipt(update_id), device)
+        if row.counted is not None:
+            self._publish(Settled(update_id, row.counted, row.reason or "counted"), device)
+
+    # -- speaking ----------------------------------------------------------------------------
+
+    def _publish(self, message: Message, device: str) -> None:
+        self._send(message, Address(self.config.federation.name, device, "down"))
+
+    def _send(self, message: Message, address: Address) -> None:
+        data = frames.seal(message, address, self._keys.signer)
+        self.sent_bytes += publish_packet_bytes(address.topic, len(data), mqtt5=True)
+        self._publish_bytes(address.topic, data)
+
+    def _flush(self) -> None:
+        if self._incidents:
+            self.store.add_incidents(self._incidents)
+            self._incidents = {}
+        if self._new_check_ins:
+            self.store.note_check_ins({d: self._check_ins[d] for d in self._new_check_ins})
+            self._new_check_ins = set()
