@@ -1,1 +1,33 @@
-"""coordinator: the gateway."""
+"""coordinator: the gateway's side. It opens rounds around the devices that are really there.
+
+`Coordinator` reads what devices say, `Conductor` drives the sans-IO rounds (`round`), `Store` keeps
+what was acknowledged, `Gateway` is all of it as one process with a broker.
+"""
+
+from coordinator.broker import BrokerMissingError, BrokerStartError, EmbeddedBroker
+from coordinator.config import FederationConfig, load_config
+from coordinator.gateway import EMBEDDED_PORT, Gateway, TaskModelError, broker_url
+from coordinator.identity import STORE_FILE, init_state, load_identity, make_tokens, write_tokens
+from coordinator.service import Coordinator
+from coordinator.store import Store, StoreError, UpdateRow
+
+__all__ = [
+    "EMBEDDED_PORT",
+    "STORE_FILE",
+    "BrokerMissingError",
+    "BrokerStartError",
+    "Coordinator",
+    "EmbeddedBroker",
+    "FederationConfig",
+    "Gateway",
+    "Store",
+    "StoreError",
+    "TaskModelError",
+    "UpdateRow",
+    "broker_url",
+    "init_state",
+    "load_config",
+    "load_identity",
+    "make_tokens",
+    "write_tokens",
+]

@@ -56,6 +56,12 @@ class Leases:
         self._heard.add(device)
         self._expected.discard(device)
 
+    def end_since(self, device: str, check_in: int) -> None:
+        """The link is lost on which everything after `check_in` was said."""
+        lease = self._leases.get(device)
+        if lease is None or lease.check_in > check_in:
+            self.end(device)
+
     def expect(self, device: str) -> None:
         """The device is connected and about to speak again."""
         if device not in self._leases:

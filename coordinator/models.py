@@ -31,8 +31,8 @@ _BUNDLES_KEPT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
-    """What turns `from_version` (-1: nothing) into `version`."""
+class Download:
+    """A packed bundle: what turns `from_version` (-1: nothing) into `version`."""
 
     version: int
     from_version: int
@@ -81,7 +81,7 @@ class Models:
         self.schema = manifest.schema.shared
         self._store = store
         self._codec = resolve_downlink(codec)
-        self._bundles: OrderedDict[tuple[int, int], Bundle] = OrderedDict()
+        self._bundles: OrderedDict[tuple[int, int], Download] = OrderedDict()
         known = store.get("schema_digest")
         digest = bytes.fromhex(self.schema.digest)
         if known is not None and known != digest:
@@ -170,7 +170,7 @@ class Models:
 
     # -- the way down ------------------------------------------------------------------------
 
-    def bundle(self, version: int, have: int) -> Bundle | None:
+    def bundle(self, version: int, have: int) -> Download | None:
         """The fewest bytes that bring a device from version `have` (-1: none) to `version`.
 
         A chain of deltas, or a snapshot when that is smaller or the chain cannot be had; None when
@@ -191,7 +191,7 @@ class Models:
             self._bundles.popitem(last=False)
         return best
 
-    def _chain(self, version: int, have: int) -> Bundle | None:
+    def _chain(self, version: int, have: int) -> Download | None:
         if not 0 <= have < version or version - have > limits.DELTAS_PER_BUNDLE_MAX:
             return None
         steps = []
@@ -200,12 +200,12 @@ class Models:
             if row is None:
                 return None
             steps.append(Step(number, bytes(row["delta"])))
-        return Bundle(version, have, pack_bundle(have, tuple(steps)))
+        return Download(version, have, pack_bundle(have, tuple(steps)))
 
-    def _snapshot(self, version: int) -> Bundle | None:
+    def _snapshot(self, version: int) -> Download | None:
         kept = self._store.tensors(version)
         if kept is None:
             return None
         served = tensors_from_bytes(self.schema, kept[0])
         payload = encode("raw", served, self.schema, seed=0)
-        return Bundle(version, -1, pack_bundle(-1, (Step(version, payload),)))
+        return Download(version, -1, pack_bundle(-1, (Step(version, payload),)))

@@ -275,8 +275,7 @@ class Coordinator:
             case Failed():
                 self._lost(device, message.reason, message.round, now_s)
             case Gone():
-                if message.check_in >= self._check_ins.get(device, 0):
-                    self.leases.end(device)
+                self.leases.end_since(device, message.check_in)
             case FetchRequest():
                 self._fetch(device, message)
             case UpdateOffer():

@@ -1,1 +1,47 @@
-"""edge_sdk: what an app embeds."""
+"""edge_sdk: the device. It trains on the device's own data when the owner's rules allow it.
+
+`Device` is what an app embeds. Inside, a sans-IO session (`session`) decides, a driver (`driver`)
+executes, a journal keeps what must not be lost. Only quantized updates leave the device; nothing
+heavier than the base install is imported.
+"""
+
+from edge_sdk.device import Device, DeviceError, DeviceStatus, read_status
+from edge_sdk.driver import DeviceDriver
+from edge_sdk.enrolment import EnrolmentError
+from edge_sdk.journal import JournalError
+from edge_sdk.numpy_trainer import NumpyTrainer
+from edge_sdk.policy import Conditions, Policy, PolicyError
+from edge_sdk.trainer import (
+    DeviceInfo,
+    EvalResult,
+    Model,
+    Task,
+    TaskError,
+    Trainer,
+    TrainingStoppedError,
+    TrainResult,
+    load_task,
+)
+
+__all__ = [
+    "Conditions",
+    "Device",
+    "DeviceDriver",
+    "DeviceError",
+    "DeviceInfo",
+    "DeviceStatus",
+    "EnrolmentError",
+    "EvalResult",
+    "JournalError",
+    "Model",
+    "NumpyTrainer",
+    "Policy",
+    "PolicyError",
+    "Task",
+    "TaskError",
+    "TrainResult",
+    "Trainer",
+    "TrainingStoppedError",
+    "load_task",
+    "read_status",
+]

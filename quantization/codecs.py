@@ -117,10 +117,8 @@ def _write_q8(values: Flat, noise: Noise) -> bytes:
     if scale == 0.0:
         return _float32_bytes(0.0)
     levels = np.floor(values / scale + noise.uniform(values.size))
-    return (
-        _float32_bytes(float(scale))
-        + np.clip(levels, -_LEVELS_8, _LEVELS_8).astype(np.int8).tobytes()
-    )
+    levels = np.clip(levels, -_LEVELS_8, _LEVELS_8)
+    return _float32_bytes(float(scale)) + bytes(levels.astype(np.int8))
 
 
 def _read_q8(reader: Reader, size: int) -> Flat:

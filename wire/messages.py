@@ -148,7 +148,10 @@ class Failed(Body, frozen=True, array_like=True):
 
 
 class Gone(Body, frozen=True, array_like=True):
-    """The last will, signed when the device connects: it has lost its link. Advisory."""
+    """The last will, signed when the device connects: it has lost its link. Advisory.
+
+    `check_in` is the last one before that connection: what came after it was said on this link.
+    """
 
     KIND = 8
     UPLINK = True

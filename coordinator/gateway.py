@@ -1,0 +1,248 @@
+"""One coordinator as a process: a lock, a store, a broker, a link, and the loop between them.
+
+The link's thread only puts what it hears into a bounded queue (a full one holds the broker back,
+not the gateway's memory); this loop takes it, runs timers, and is the only one that touches the
+store. It dies by kill -9 at any moment without losing what it has acknowledged.
+"""
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.broker import BrokerStartError, EmbeddedBroker
+from coordinator.config import FederationConfig
+from coordinator.identity import STORE_FILE, load_identity
+from coordinator.service import Coordinator
+from coordinator.store import Store
+from wire import (
+    BrokerAddress,
+    Crypto,
+    Manifest,
+    MqttLink,
+    PotluckError,
+    Report,
+    TlsFiles,
+    coordinator_id,
+)
+from wire.lock import InstanceLock
+
+EMBEDDED: Final = "embedded"
+EMBEDDED_PORT: Final = "embedded_port"
+BROKER_URL: Final = "broker_url"
+# The broker of a coordinator that was killed takes a moment to notice and to free its port.
+BROKER_RETRY_S: Final = 5.0
+BROKER_LOOK_EVERY_S: Final = 1.0
+# After the last round: until devices have heard what was settled and released.
+LINGER_S: Final = 2.0
+LINGER_S_MAX: Final = 15.0
+_TURN_S_MAX: Final = 0.5
+_QUEUE_MAX: Final = 4_096
+
+
+class TaskModelError(PotluckError):
+    """`task.model()` or `task.test()` did not return what it should."""
+
+
+def broker_url(store: Store) -> str | None:
+    """Where devices find the broker: as the last run used it, or as `init` reserved it."""
+    url = store.get(BROKER_URL)
+    if url is not None:
+        return url.decode()
+    port = store.get(EMBEDDED_PORT)
+    return None if port is None else f"mqtt://127.0.0.1:{int(port)}"
+
+
+class Gateway:
+    """One federation, running.
+
+    Args:
+        config: the federation's file.
+        task: the task object; only `model()` and `test()` are called.
+        state_dir: made by `init_state`.
+        crypto: the signature scheme.
+        observe: told every `Report`, on the loop's thread, and of the link on the link's.
+        broker: a URL that replaces the file's; "embedded" starts one.
+        ca: a CA file for `mqtts://`.
+        seed: the federation's public seed; None derives one from the coordinator's key.
+        first_gathering: how many devices to hear before the first round, if they come in time.
+
+    Raises:
+        StoreError: nobody has run `init` there, or the state is another federation's.
+        AlreadyRunningError: another process runs this state directory.
+        BrokerMissingError, BrokerStartError, BrokerAddressError: there is no broker to use.
+        TaskModelError: the task is not one.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: FederationConfig,
+        task: Any,
+        state_dir: Path,
+        crypto: Crypto,
+        observe: Callable[[Report], None],
+        broker: str | None = None,
+        ca: Path | None = None,
+        seed: int | None = None,
+        first_gathering: int = 0,
+    ) -> None:
+        manifest, evaluator = _task_parts(task)
+        keys = load_identity(state_dir, crypto)
+        self.config = config
+        self.broker: EmbeddedBroker | None = None
+        self._observe = observe
+        self._inbox: queue.Queue[Callable[[float], None]] = queue.Queue(_QUEUE_MAX)
+        self._look_at_s = 0.0
+        self._down_said = ""
+        self._lock = InstanceLock(state_dir)
+        try:
+            self.store = Store(state_dir / STORE_FILE)
+            public_key = keys.signer.public_key
+            if seed is None:
+                seed = int.from_bytes(bytes.fromhex(coordinator_id(public_key))[:4], "little")
+            self.coordinator = Coordinator(
+                config=config,
+                manifest=manifest,
+                evaluator=evaluator,
+                store=self.store,
+                keys=keys,
+                crypto=crypto,
+                publish=self._publish,
+                observe=observe,
+                now_s=time.time(),
+                seed=seed,
+                first_gathering=first_gathering,
+            )
+            self.url = self._start_broker(broker or config.broker.url, state_dir)
+            address = BrokerAddress.parse(self.url)
+            self.link = MqttLink(
+                address,
+                f"coordinator-{coordinator_id(public_key)}",
+                subscriptions=self.coordinator.subscriptions,
+                on_message=self._hear,
+                on_up=self._link_up,
+                on_down=self._link_down,
+                packet_bytes_max=config.broker.packet_bytes_max,
+                tls=None if ca is None else TlsFiles(str(ca)),
+            )
+            self.store.put(BROKER_URL, self.url.encode())
+        except BaseException:
+            self._release()
+            raise
+
+    def _start_broker(self, url: str, state_dir: Path) -> str:
+        if url != EMBEDDED:
+            return url
+        port = self.store.get(EMBEDDED_PORT)
+        self.broker = EmbeddedBroker(
+            port=None if port is None else int(port),
+            state_dir=state_dir / "broker",
+            packet_bytes_max=self.config.broker.packet_bytes_max,
+        )
+        until_s = time.monotonic() + BROKER_RETRY_S
+        while True:
+            try:
+                self.broker.start()
+            except BrokerStartError:
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(0.1)
+            else:
+                return self.broker.url
+
+    # -- the link's thread -------------------------------------------------------------------
+
+    def _hear(self, topic: str, data: bytes) -> None:
+        self._inbox.put(lambda now_s: self.coordinator.on_frame(topic, data, now_s))
+
+    def _link_up(self, packet_bytes_max: int) -> None:
+        self._inbox.put(lambda _now_s: self._on_link_up(packet_bytes_max))
+
+    def _link_down(self, reason: str) -> None:
+        # Reconnecting says the same again and again: once is enough for people.
+        if reason != self._down_said:
+            self._down_said = reason
+            self._observe(Report("broker_down", f"{reason}; trying again"))
+
+    # -- the loop ----------------------------------------------------------------------------
+
+    def _on_link_up(self, packet_bytes_max: int) -> None:
+        self._down_said = ""
+        self._observe(Report("broker_up", self.url))
+        self.coordinator.on_link_up(packet_bytes_max)
+
+    def _publish(self, topic: str, data: bytes) -> None:
+        self.link.publish(topic, data)
+
+    def start(self) -> None:
+        """Resume or begin; `turn` goes on from here."""
+        self.coordinator.start(time.time())
+        self.link.start()
+
+    def turn(self, wait_s: float = _TURN_S_MAX) -> None:
+        """Do what is due, then take what comes within `wait_s`."""
+        self._look_after_broker()
+        now_s = time.time()
+        self.coordinator.wake(now_s)
+        due_s = self.coordinator.next_wake_s
+        if due_s is not None:
+            wait_s = min(wait_s, max(due_s - time.time(), 0.0))
+        with contextlib.suppress(queue.Empty):
+            self._inbox.get(timeout=wait_s)(time.time())
+            while True:
+                self._inbox.get_nowait()(time.time())
+
+    def run(self, stop: Callable[[], bool], *, stay: bool = False) -> None:
+        """Turn until `stop()`, or until every round is closed and said, unless told to stay."""
+        self.start()
+        finished_at_s: float | None = None
+        while not stop():
+            self.turn()
+            if stay or not self.coordinator.finished:
+                continue
+            finished_at_s = finished_at_s or time.monotonic()
+            lingered_s = time.monotonic() - finished_at_s
+            said = not self.link.up or self.link.in_flight == 0
+            if lingered_s >= LINGER_S_MAX or (lingered_s >= LINGER_S and said):
+                return
+
+    def _look_after_broker(self) -> None:
+        if self.broker is None or time.monotonic() < self._look_at_s:
+            return
+        self._look_at_s = time.monotonic() + BROKER_LOOK_EVERY_S
+        if not self.broker.running:
+            self._observe(Report("broker_down", "the embedded broker ended; starting it again"))
+            with contextlib.suppress(BrokerStartError):
+                self.broker.start()
+
+    def stop(self) -> None:
+        """End in good order: counts are written, the broker goes last."""
+        self.coordinator.stop()
+        self.link.stop()
+        self._release()
+
+    def _release(self) -> None:
+        if self.broker is not None:
+            self.broker.stop()
+        if hasattr(self, "store"):
+            self.store.close()
+        self._lock.release()
+
+
+def _task_parts(task: Any) -> tuple[Manifest, Any]:
+    """What a coordinator needs of a task: the model, and test data if the task has some."""
+    manifest = task.model()
+    if not isinstance(manifest, Manifest):
+        raise TaskModelError(
+            f"task.model() returned {type(manifest).__name__}, not a wire.Manifest"
+        )
+    make_test = getattr(task, "test", None)
+    if make_test is None:
+        return manifest, None
+    evaluator = make_test()
+    if evaluator is not None and not callable(getattr(evaluator, "evaluate", None)):
+        raise TaskModelError(f"task.test() returned {type(evaluator).__name__}, without evaluate()")
+    return manifest, evaluator

@@ -1,0 +1,365 @@
+"""What a device must not lose: one SQLite file, synchronous=FULL, or nothing but memory.
+
+The journal holds who the device is, the update that is sealed and not yet settled, with its
+payload, a line about each settled one, and what was spent today. Each method that changes something
+is one transaction and is on disk when it returns. `MemoryJournal` is the same without a disk, for
+emulated devices.
+"""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from edge_sdk.signals import ForgetUpdate, SealedUpdate
+from wire.errors import PotluckError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+
+JOURNAL_FILE: Final = "journal.sqlite"
+SCHEMA_VERSION: Final = 1
+HISTORY_LINES_MAX: Final = 1_000
+
+_SCHEMA: Final = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE sealed (
+    only INTEGER PRIMARY KEY CHECK (only = 1), record BLOB NOT NULL, payload BLOB NOT NULL
+) STRICT;
+CREATE TABLE history (
+    sequence INTEGER PRIMARY KEY, update_id BLOB NOT NULL, round INTEGER NOT NULL,
+    counted INTEGER NOT NULL, reason TEXT NOT NULL
+) STRICT;
+CREATE TABLE spent (day INTEGER PRIMARY KEY, bytes INTEGER NOT NULL) STRICT;
+"""
+
+
+class JournalError(PotluckError):
+    """The journal cannot be used; the text says why and what to do."""
+
+
+class Enrolment(msgspec.Struct, frozen=True):
+    """Who this device is to its coordinator, and where that is found."""
+
+    device: str
+    federation: str
+    coordinator_key: bytes
+    broker: str
+    ca: str
+    certificate: bytes
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a journal holds when a device starts. `boot` counts this start too."""
+
+    boot: int
+    enrolment: Enrolment | None
+    sealed: SealedUpdate | None
+    held_version: int
+    released_version: int
+    last_round: int
+    revoked: bool
+
+
+class Journal(Protocol):
+    """What a driver asks of a journal."""
+
+    def begin_boot(self) -> Kept:
+        """Count a start, and say what is kept."""
+        ...
+
+    def enrol(self, enrolment: Enrolment) -> None:
+        """Remember who this device is."""
+        ...
+
+    def seal(self, sealed: SealedUpdate, payload: bytes) -> None:
+        """Keep an update until it is settled."""
+        ...
+
+    def sealed_payload(self, update_id: bytes) -> bytes | None:
+        """The payload of the sealed update, if it is this one."""
+        ...
+
+    def forget(self, forgotten: ForgetUpdate) -> None:
+        """Drop a settled update's payload and keep a line about it."""
+        ...
+
+    def revoke(self, reason: str) -> None:
+        """Remember that the device is out; its sealed update goes."""
+        ...
+
+    def note_held(self, version: int) -> None:
+        """Remember the newest model whose tensors are stored."""
+        ...
+
+    def note_released(self, version: int) -> None:
+        """Remember the model that the app sees."""
+        ...
+
+    def spend(self, day: int, spent_bytes: int) -> int:
+        """Add bytes to a day (days since 1970); returns that day's sum."""
+        ...
+
+
+@dataclass
+class MemoryJournal:
+    """A journal without a disk: an emulated device's, which crashes only when told to."""
+
+    enrolment: Enrolment | None = None
+    boot: int = 0
+    history: list[ForgetUpdate] = field(default_factory=list)
+    _sealed: tuple[SealedUpdate, bytes] | None = None
+    _held_version: int = 0
+    _released_version: int = 0
+    _last_round: int = 0
+    _revoked: bool = False
+    _spent: dict[int, int] = field(default_factory=dict)
+
+    def begin_boot(self) -> Kept:
+        """Count a start, and say what is kept."""
+        self.boot += 1
+        return Kept(
+            boot=self.boot,
+            enrolment=self.enrolment,
+            sealed=None if self._sealed is None else self._sealed[0],
+            held_version=self._held_version,
+            released_version=self._released_version,
+            last_round=self._last_round,
+            revoked=self._revoked,
+        )
+
+    def enrol(self, enrolment: Enrolment) -> None:
+        """Remember who this device is."""
+        self.enrolment = enrolment
+
+    def seal(self, sealed: SealedUpdate, payload: bytes) -> None:
+        """Keep an update until it is settled."""
+        self._sealed = (sealed, payload)
+        self._last_round = sealed.round
+
+    def sealed_payload(self, update_id: bytes) -> bytes | None:
+        """The payload of the sealed update, if it is this one."""
+        if self._sealed is None or self._sealed[0].update_id != update_id:
+            return None
+        return self._sealed[1]
+
+    def forget(self, forgotten: ForgetUpdate) -> None:
+        """Drop a settled update's payload and keep a line about it."""
+        self._sealed = None
+        self.history.append(forgotten)
+
+    def revoke(self, reason: str) -> None:  # noqa: ARG002 - the file's journal keeps it for people
+        """Remember that the device is out; its sealed update goes."""
+        self._sealed = None
+        self._revoked = True
+
+    def note_held(self, version: int) -> None:
+        """Remember the newest model whose tensors are stored."""
+        self._held_version = version
+
+    def note_released(self, version: int) -> None:
+        """Remember the model that the app sees."""
+        self._released_version = version
+
+    def spend(self, day: int, spent_bytes: int) -> int:
+        """Add bytes to a day (days since 1970); returns that day's sum."""
+        self._spent[day] = self._spent.get(day, 0) + spent_bytes
+        return self._spent[day]
+
+
+class SqliteJournal:
+    """The journal of a real device.
+
+    Args:
+        state_dir: the directory of the file, made when absent.
+        read_only: for `potluck device status`, beside a running device.
+
+    Raises:
+        JournalError: not a journal, damaged, written by a newer potluck, or not to be written.
+    """
+
+    def __init__(self, state_dir: Path, *, read_only: bool = False) -> None:
+        import sqlite3  # noqa: PLC0415 - only a device with a disk needs it
+
+        self.path = state_dir / JOURNAL_FILE
+        try:
+            if read_only:
+                if not self.path.exists():
+                    raise JournalError(f"{state_dir}: no device has run here yet")
+                self._db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
+            else:
+                state_dir.mkdir(parents=True, exist_ok=True)
+                # Made before SQLite opens it, so that the key inside is its owner's alone.
+                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+                self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+            self._db.row_factory = sqlite3.Row
+            self._open_schema(read_only=read_only)
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(
+                f"{self.path}: {error}; if the file is damaged, move it away and enrol again"
+            ) from error
+
+    def _open_schema(self, *, read_only: bool) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise JournalError(f"{self.path}: written by a newer potluck (schema {version})")
+        if version == 0:
+            if read_only:
+                raise JournalError(f"{self.path}: no device has run here yet")
+            with self._transaction():
+                for statement in _SCHEMA.split(";\n"):
+                    if statement.strip():
+                        self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    @contextmanager
+    def _transaction(self) -> "Iterator[sqlite3.Connection]":
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    def _fact(self, name: str) -> bytes | None:
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row["value"])
+
+    def _number(self, name: str) -> int:
+        value = self._fact(name)
+        return 0 if value is None else int.from_bytes(value, "little", signed=True)
+
+    def _put(self, name: str, value: bytes | int) -> None:
+        stored = value.to_bytes(8, "little", signed=True) if isinstance(value, int) else value
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, stored))
+
+    # -- who the device is -------------------------------------------------------------------
+
+    def identity_key(self, fresh: bytes) -> bytes:
+        """The device's Ed25519 seed (32 bytes): the one that is kept, or `fresh`, kept from now."""
+        with self._transaction():
+            kept = self._fact("identity_key")
+            if kept is None:
+                self._put("identity_key", fresh)
+                kept = fresh
+        return kept
+
+    def enrol(self, enrolment: Enrolment) -> None:
+        """Remember who this device is."""
+        self._put("enrolment", msgspec.msgpack.encode(enrolment))
+
+    @property
+    def enrolment(self) -> Enrolment | None:
+        """Who this device is, None before it is enrolled."""
+        value = self._fact("enrolment")
+        return None if value is None else msgspec.msgpack.decode(value, type=Enrolment)
+
+    @property
+    def revoked(self) -> str | None:
+        """Why the device is out of the federation, None while it is in."""
+        value = self._fact("revoked")
+        return None if value is None else value.decode()
+
+    # -- the session -------------------------------------------------------------------------
+
+    def begin_boot(self) -> Kept:
+        """Count a start, and say what is kept."""
+        with self._transaction():
+            boot = self._number("boot") + 1
+            self._put("boot", boot)
+        return self.kept(boot)
+
+    def kept(self, boot: int | None = None) -> Kept:
+        """What is kept, without counting a start."""
+        row = self._db.execute("SELECT record FROM sealed").fetchone()
+        return Kept(
+            boot=self._number("boot") if boot is None else boot,
+            enrolment=self.enrolment,
+            sealed=None
+            if row is None
+            else msgspec.msgpack.decode(row["record"], type=SealedUpdate),
+            held_version=self._number("held_version"),
+            released_version=self._number("released_version"),
+            last_round=self._number("last_round"),
+            revoked=self.revoked is not None,
+        )
+
+    def seal(self, sealed: SealedUpdate, payload: bytes) -> None:
+        """Keep an update until it is settled."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO sealed VALUES (1, ?, ?)",
+                (msgspec.msgpack.encode(sealed), payload),
+            )
+            self._put("last_round", sealed.round)
+
+    def sealed_payload(self, update_id: bytes) -> bytes | None:
+        """The payload of the sealed update, if it is this one."""
+        row = self._db.execute("SELECT * FROM sealed").fetchone()
+        if row is None:
+            return None
+        sealed = msgspec.msgpack.decode(row["record"], type=SealedUpdate)
+        return bytes(row["payload"]) if sealed.update_id == update_id else None
+
+    def forget(self, forgotten: ForgetUpdate) -> None:
+        """Drop a settled update's payload and keep a line about it, for the last 1,000."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM sealed")
+            db.execute(
+                "INSERT INTO history (update_id, round, counted, reason) VALUES (?, ?, ?, ?)",
+                (forgotten.update_id, forgotten.round, int(forgotten.counted), forgotten.reason),
+            )
+            db.execute(
+                "DELETE FROM history WHERE sequence <= (SELECT MAX(sequence) FROM history) - ?",
+                (HISTORY_LINES_MAX,),
+            )
+
+    def revoke(self, reason: str) -> None:
+        """Remember that the device is out; its sealed update goes."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM sealed")
+            self._put("revoked", reason.encode())
+
+    def note_held(self, version: int) -> None:
+        """Remember the newest model whose tensors are stored."""
+        self._put("held_version", version)
+
+    def note_released(self, version: int) -> None:
+        """Remember the model that the app sees."""
+        self._put("released_version", version)
+
+    def spend(self, day: int, spent_bytes: int) -> int:
+        """Add bytes to a day (days since 1970); returns that day's sum. A month is kept."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO spent VALUES (?, ?) ON CONFLICT (day) DO UPDATE"
+                " SET bytes = bytes + excluded.bytes",
+                (day, spent_bytes),
+            )
+            db.execute("DELETE FROM spent WHERE day < ?", (day - 31,))
+            row: Any = db.execute("SELECT bytes FROM spent WHERE day = ?", (day,)).fetchone()
+        return int(row["bytes"])
+
+    def history(self) -> list[ForgetUpdate]:
+        """Settled updates, the oldest first."""
+        rows = self._db.execute("SELECT * FROM history ORDER BY sequence")
+        return [
+            ForgetUpdate(bytes(r["update_id"]), r["round"], bool(r["counted"]), r["reason"])
+            for r in rows
+        ]
+
+    def spent_by_day(self) -> dict[int, int]:
+        """Bytes by day (days since 1970)."""
+        return {r["day"]: r["bytes"] for r in self._db.execute("SELECT * FROM spent ORDER BY day")}

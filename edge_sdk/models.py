@@ -1,0 +1,165 @@
+"""The models that a device has: version 0 came with the task, later ones over the wire.
+
+Kept are the newest (deltas are applied to it, and training starts from it) and the released one
+(the app uses it). A file appears whole or not at all; what is read is checked against its digest by
+whoever asked for it.
+"""
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from wire import Schema, Tensors
+from wire.errors import RemoteProtocolError
+
+_PERSONAL_FILE: Final = "personal.npz"
+
+
+class ModelShelf(Protocol):
+    """Where a driver keeps the tensors that travel, by version, and those that do not."""
+
+    def load(self, version: int) -> Tensors | None:
+        """A version's shared tensors, or None when they are not here or damaged."""
+        ...
+
+    def save(self, version: int, tensors: Tensors) -> None:
+        """Keep a version's shared tensors."""
+        ...
+
+    def retain(self, versions: Iterable[int]) -> None:
+        """Drop all other versions."""
+        ...
+
+    def path(self, version: int) -> Path | None:
+        """The version's file, None when there is none."""
+        ...
+
+    def personal(self) -> Tensors:
+        """The device's own part of the model, as far as it has been trained here."""
+        ...
+
+    def save_personal(self, tensors: Tensors) -> None:
+        """Keep the device's own part."""
+        ...
+
+
+class MemoryShelf:
+    """Models of an emulated device: arrays are shared with every other device that has them."""
+
+    def __init__(self) -> None:
+        self._models: dict[int, Tensors] = {}
+        self._personal: Tensors = {}
+
+    def load(self, version: int) -> Tensors | None:
+        """A version's shared tensors."""
+        return self._models.get(version)
+
+    def save(self, version: int, tensors: Tensors) -> None:
+        """Keep a version's shared tensors."""
+        self._models[version] = tensors
+
+    def retain(self, versions: Iterable[int]) -> None:
+        """Drop all other versions."""
+        kept = set(versions)
+        self._models = {v: tensors for v, tensors in self._models.items() if v in kept}
+
+    def path(self, version: int) -> Path | None:  # noqa: ARG002 - there are no files here
+        """None: there is no file."""
+        return None
+
+    def personal(self) -> Tensors:
+        """The device's own part of the model."""
+        return self._personal
+
+    def save_personal(self, tensors: Tensors) -> None:
+        """Keep the device's own part."""
+        self._personal = tensors
+
+
+class FileShelf:
+    """Models of a real device, one `.npz` a version.
+
+    Args:
+        directory: made when absent.
+        schema: of all tensors; what a file holds is checked against it.
+    """
+
+    def __init__(self, directory: Path, schema: Schema) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._schema = schema
+
+    def load(self, version: int) -> Tensors | None:
+        """A version's shared tensors, or None when they are not here or damaged."""
+        tensors = _read(self._file(version))
+        try:
+            self._schema.shared.check(tensors)
+        except RemoteProtocolError:
+            return None
+        return tensors
+
+    def save(self, version: int, tensors: Tensors) -> None:
+        """Keep a version's shared tensors; they are on disk when this returns."""
+        _write(self._file(version), tensors)
+
+    def retain(self, versions: Iterable[int]) -> None:
+        """Drop all other versions."""
+        kept = {self._file(version) for version in versions}
+        for path in self._directory.glob("model-*.npz"):
+            if path not in kept:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def path(self, version: int) -> Path | None:
+        """The version's file, None when there is none."""
+        path = self._file(version)
+        return path if path.exists() else None
+
+    def personal(self) -> Tensors:
+        """The device's own part of the model; what no longer fits the schema is left out."""
+        specs = {spec.name: spec for spec in self._schema.tensors if spec.part == "personal"}
+        kept = _read(self._directory / _PERSONAL_FILE)
+        return {
+            name: array
+            for name, array in kept.items()
+            if name in specs and array.shape == specs[name].shape and array.dtype == np.float32
+        }
+
+    def save_personal(self, tensors: Tensors) -> None:
+        """Keep the device's own part."""
+        if tensors:
+            _write(self._directory / _PERSONAL_FILE, tensors)
+
+    def _file(self, version: int) -> Path:
+        return self._directory / f"model-{version}.npz"
+
+
+def _read(path: Path) -> Tensors:
+    """What a file of arrays holds; nothing when it is not there or not one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}
+
+
+def _write(path: Path, tensors: Tensors) -> None:
+    temporary = path.with_suffix(".tmp")
+    arrays: dict[str, Any] = dict(tensors)
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    if os.name == "posix":
+        # The name is in the directory, which has to reach the disk too.
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

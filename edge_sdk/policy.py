@@ -1,0 +1,102 @@
+"""The owner's rules, and what the device is like now: together they open or close the gate."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from edge_sdk.signals import GateClosed, GateOpened
+from wire.errors import PotluckError
+
+# How far ahead a device that knows nothing of its owner's habits promises to be there.
+WINDOW_S: Final = 3_600.0
+# A gate that closed on battery opens a little above the bound, or it would flap around it.
+BATTERY_HYSTERESIS: Final = 0.02
+SECONDS_PER_DAY: Final = 86_400
+
+
+class PolicyError(PotluckError):
+    """A rule that cannot be kept; the text says which."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the owner allows.
+
+    Attributes:
+        min_battery: least battery fraction to work on without a charger.
+        require_charging: work on a charger only.
+        allow_metered: work over a network that is paid by the byte.
+        bytes_per_day_max: MQTT bytes both ways in a UTC day, 0 for no bound.
+        cpu_load_max: busiest that the machine may be with other work, as a fraction of all cores.
+
+    Raises:
+        PolicyError: a fraction outside 0..1, or a negative budget.
+    """
+
+    min_battery: float = 0.3
+    require_charging: bool = False
+    allow_metered: bool = False
+    bytes_per_day_max: int = 0
+    cpu_load_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("min_battery", "cpu_load_max"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise PolicyError(f"{name} is {getattr(self, name)}, not a fraction of 0 to 1")
+        if self.bytes_per_day_max < 0:
+            raise PolicyError(f"bytes_per_day_max is {self.bytes_per_day_max}; 0 means no bound")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the device is like now. Mains counts as a full battery on a charger."""
+
+    battery_fraction: float = 1.0
+    charging: bool = True
+    metered: bool = False
+    cpu_load: float = 0.0
+    window_s: float = WINDOW_S
+
+
+def sense() -> Conditions:
+    """Ask the operating system; what it does not know counts as good.
+
+    Whether a network is metered no system tells a Python program: an app that knows passes its own
+    source of conditions.
+    """
+    import psutil  # noqa: PLC0415 - 5 MB that a device with its own source need not load
+
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    load = psutil.cpu_percent(interval=None) / 100.0
+    if battery is None:
+        return Conditions(cpu_load=load)
+    return Conditions(
+        battery_fraction=min(max(battery.percent / 100.0, 0.0), 1.0),
+        charging=bool(battery.power_plugged),
+        cpu_load=load,
+    )
+
+
+def judge(
+    policy: Policy, now: Conditions, *, spent_bytes_today: int, was_open: bool
+) -> GateOpened | GateClosed:
+    """Open, with what a check-in says of the device, or closed for one reason."""
+    floor = policy.min_battery if was_open else min(policy.min_battery + BATTERY_HYSTERESIS, 1.0)
+    reason = ""
+    if not now.charging and policy.require_charging:
+        reason = "not_charging"
+    elif not now.charging and now.battery_fraction < floor:
+        reason = "battery_low"
+    elif now.metered and not policy.allow_metered:
+        reason = "metered"
+    elif policy.bytes_per_day_max and spent_bytes_today >= policy.bytes_per_day_max:
+        reason = "byte_budget_spent"
+    elif now.cpu_load > policy.cpu_load_max:
+        reason = "cpu_busy"
+    if reason:
+        return GateClosed(reason)
+    return GateOpened(
+        window_s=now.window_s,
+        battery_fraction=now.battery_fraction,
+        charging=now.charging,
+        metered=now.metered,
+    )

@@ -1,0 +1,139 @@
+"""The one plug for user code: a trainer is handed a model and a plan, and hands back a model.
+
+A task is any object with `model() -> Manifest`, `trainer(device) -> Trainer` and, if there is test
+data in one place, `test() -> Trainer`. `trainer` is called where the data is, with a `DeviceInfo`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from wire import Manifest, Plan, Tensors
+from wire.errors import PotluckError
+
+if TYPE_CHECKING:
+    from device_profiles import DeviceProfile
+
+Stop = Callable[[], bool]
+
+
+class TrainingStoppedError(PotluckError):
+    """`stop()` said so; nothing of the work is wanted."""
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """Which device a trainer is for.
+
+    An emulated device is number `index` of `count`, and `partition` says how a task that splits one
+    data set should do it; a real device is alone, and its data is its own. `seed` is the device's,
+    for whatever chance its trainer needs.
+    """
+
+    index: int = 0
+    count: int = 1
+    seed: int = 0
+    profile: "DeviceProfile | None" = None
+    partition: str = "iid"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A version of the model: all its tensors, fresh arrays that may be written to.
+
+    `path` is the `.npz` of the tensors that travel, where there is one.
+    """
+
+    version: int
+    tensors: Tensors
+    path: Path | None = None
+    artefact: bytes | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training made: the new tensors (all or only those changed), and from how much.
+
+    `metrics` are figures about this device's training; those that are not finite are dropped.
+    """
+
+    tensors: Tensors
+    num_examples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Mean loss over a hold-out, and more: `accuracy` where it means something.
+
+    `num_examples` is 0 when there is no hold-out.
+    """
+
+    loss: float
+    num_examples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer(Protocol):
+    """Bound to one device's data. Called on one thread at a time, never on the app's own.
+
+    Both methods look at `stop()` between batches and raise `TrainingStoppedError` when it is true.
+    """
+
+    def train(self, model: Model, plan: Plan, *, stop: Stop) -> TrainResult:
+        """Train as the plan says, starting from the model."""
+        ...
+
+    def evaluate(self, model: Model, plan: Plan, *, stop: Stop) -> EvalResult:
+        """Measure the model on data that is never trained on."""
+        ...
+
+
+class Task(Protocol):
+    """What `task = "module:object"` names."""
+
+    def model(self) -> Manifest:
+        """The model's tensors; the same on every device and the coordinator."""
+        ...
+
+    def trainer(self, device: DeviceInfo) -> Trainer:
+        """A trainer that is bound to this device's data."""
+        ...
+
+
+class TaskError(PotluckError):
+    """A task cannot be loaded or is not one; the text says what is missing."""
+
+
+def load_task(name: str) -> Any:
+    """Import `module:object`; the current directory counts as a place to look.
+
+    Raises:
+        TaskError: no such module or object, or one without `model` and `trainer`.
+    """
+    import importlib  # noqa: PLC0415 - an app that hands over its task never needs it
+    import sys  # noqa: PLC0415 - as above
+
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise TaskError(f"task {name!r}: write it as module:object, for instance my_app.task:task")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise TaskError(
+            f"task {name!r}: {error}; run in the directory of {module_name.partition('.')[0]},"
+            " or install it"
+        ) from error
+    except Exception as error:
+        raise TaskError(
+            f"task {name!r}: importing it raised {type(error).__name__}: {error}"
+        ) from error
+    task = getattr(module, attribute, None)
+    missing = [part for part in ("model", "trainer") if not callable(getattr(task, part, None))]
+    if missing:
+        raise TaskError(f"task {name!r}: has no {' and no '.join(f'{m}()' for m in missing)}")
+    return task

@@ -1,0 +1,143 @@
+"""One piece of training, from a base model to a payload: what runs beside the session, not in it.
+
+`TrainingWork.run` is called on any thread, at any time, once; it touches nothing but its own data,
+and whatever user code does in there, it returns an event and never raises.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from edge_sdk.signals import SealedUpdate, Train, Trained, TrainingFailed
+from edge_sdk.trainer import EvalResult, Model, Trainer, TrainingStoppedError, TrainResult
+from privacy import clip_l2
+from quantization import CODEC_NAMES, encode, resolve_uplink
+from wire import Manifest, Tensors, limits
+from wire.errors import NotFiniteError, RemoteProtocolError, SchemaMismatchError
+
+_DETAIL_CHARS: Final = 160
+_NO_EXAMPLES: Final = "no_examples"
+
+
+@dataclass(slots=True)
+class TrainingWork:
+    """A `Train` effect with everything that it needs.
+
+    After `run`, `payload` and `personal` belong to the `Trained` event that it returned.
+    """
+
+    order: Train
+    manifest: Manifest
+    base: Tensors
+    personal: Tensors
+    make_trainer: Callable[[], Trainer]
+    payload: bytes = b""
+    new_personal: Tensors = field(default_factory=dict)
+    examples_seen: int = 0
+    _stopped: bool = False
+
+    def stop(self) -> None:
+        """Ask it to end at the next batch boundary; safe from any thread."""
+        self._stopped = True
+
+    def run(self) -> Trained | TrainingFailed:
+        """Evaluate the base on the hold-out, train, clip, encode."""
+        reason, detail = "trainer_failed", ""
+        try:
+            return self._run()
+        except TrainingStoppedError:
+            reason = "stopped"
+        except MemoryError:
+            reason = "out_of_memory"
+        except RemoteProtocolError as error:
+            # The trainer returned what the wire would refuse: the wire's own word for it.
+            reason, detail = error.reason, str(error)
+        except Exception as error:  # noqa: BLE001 - user code may raise anything; the app goes on
+            detail = f"{type(error).__name__}: {error}"
+        return TrainingFailed(self.order.round, reason, detail[:_DETAIL_CHARS])
+
+    def _is_stopped(self) -> bool:
+        return self._stopped
+
+    def _run(self) -> Trained | TrainingFailed:
+        order = self.order
+        codec = resolve_uplink(order.codec) if order.codec in (*CODEC_NAMES, "auto") else ""
+        if not codec:
+            return TrainingFailed(order.round, "unknown_codec", order.codec[:_DETAIL_CHARS])
+        trainer = self.make_trainer()
+        measured = trainer.evaluate(self._model(), order.plan, stop=self._is_stopped)
+        result = trainer.train(self._model(), order.plan, stop=self._is_stopped)
+        if self._stopped:
+            raise TrainingStoppedError("stopped")
+        if result.num_examples < 1:
+            return TrainingFailed(order.round, _NO_EXAMPLES, "there is nothing to train on")
+        delta = self._delta(result)
+        if order.plan.clip_norm > 0.0:
+            delta = clip_l2(delta, order.plan.clip_norm)
+        seed = int.from_bytes(order.update_id[:8], "little")
+        self.payload = encode(codec, delta, self.manifest.schema.shared, seed=seed)
+        self.examples_seen = result.num_examples * order.plan.local_epochs
+        sealed = SealedUpdate(
+            update_id=order.update_id,
+            round=order.round,
+            base_version=order.base_version,
+            payload_bytes=len(self.payload),
+            payload_digest=hashlib.sha256(self.payload).digest(),
+            num_examples=int(result.num_examples),
+            metrics=_metrics(measured, result),
+        )
+        return Trained(sealed)
+
+    def _model(self) -> Model:
+        """Fresh arrays each time: what user code does to them stays with it."""
+        tensors = {
+            name: self.base.get(name, self.personal.get(name, first)).copy()
+            for name, first in self.manifest.tensors.items()
+        }
+        return Model(self.order.base_version, tensors, artefact=self.manifest.artefact)
+
+    def _delta(self, result: TrainResult) -> Tensors:
+        """What training changed of the shared part; the personal part is put aside."""
+        delta: Tensors = {}
+        unknown = sorted(set(result.tensors) - set(self.manifest.tensors))
+        if unknown:
+            raise SchemaMismatchError(f"the trainer returned tensors that are not there: {unknown}")
+        for spec in self.manifest.schema.tensors:
+            if spec.name not in result.tensors:
+                if spec.part == "shared":
+                    delta[spec.name] = np.zeros(spec.shape, np.float32)
+                continue
+            new = np.asarray(result.tensors[spec.name], np.float32)
+            if new.shape != spec.shape:
+                raise SchemaMismatchError(
+                    f"the trainer returned {spec.name} as {list(new.shape)}, not {list(spec.shape)}"
+                )
+            if not np.isfinite(new).all():
+                raise NotFiniteError(f"the trainer returned {spec.name} with NaN or infinity")
+            if spec.part == "shared":
+                delta[spec.name] = new - self.base[spec.name]
+            elif spec.part == "personal":
+                self.new_personal[spec.name] = new
+        return delta
+
+
+def _metrics(measured: EvalResult, result: TrainResult) -> dict[str, float]:
+    """What goes to the coordinator about the base model and the training; finite and bounded."""
+    about: dict[str, float] = {}
+    if measured.num_examples > 0:
+        about = {f"base_{name}": value for name, value in measured.metrics.items()}
+        about |= {"base_loss": measured.loss, "base_examples": measured.num_examples}
+    about |= result.metrics
+    finite = {
+        name: float(value)
+        for name, value in about.items()
+        if 0 < len(name) <= limits.NAME_CHARS_MAX and math.isfinite(value)
+    }
+    return dict(list(finite.items())[: limits.METRICS_MAX])
+
+
+StartWork = Callable[[TrainingWork], None]
