@@ -22,6 +22,7 @@ from coordinator.signals import (
     Accepted,
     Commit,
     Committed,
+    InviteeLost,
     Open,
     Rejected,
     Resume,
@@ -117,6 +118,7 @@ class Conductor:
         self._sum: FixedPointSum | None = None
         self._events: deque[object] = deque()
         self._traffic_before = (0, 0)
+        self._declines: dict[str, str] = {}
 
     @property
     def is_open(self) -> bool:
@@ -154,6 +156,11 @@ class Conductor:
         self._payloads[update.update_id] = payload
         self.step(UpdateArrived(update), now_s)
         self._payloads.pop(update.update_id, None)
+
+    def lose(self, device: str, reason: str, now_s: float) -> None:
+        """An invited device says that nothing will come from it."""
+        self._declines[device] = reason
+        self.step(InviteeLost(device, reason), now_s)
 
     def step(self, event: object, now_s: float) -> None:
         """Give the round an event, execute its effects, and go on while they raise new events."""
@@ -235,6 +242,7 @@ class Conductor:
     def _begin(self, opened: RoundOpened) -> None:
         self.round = rounds.RoundState()
         self._traffic_before = self._traffic()
+        self._declines = {}
         self._sum = self._models.sum(
             weight_cap=self._config.aggregation.weight_cap, updates_max=len(opened.invited)
         )
@@ -272,7 +280,7 @@ class Conductor:
                 self._store.settle(record)
             case RoundAbandoned():
                 self._store.abandon_round(record)
-                self._close_traffic(record.round)
+                self._note_course(record.round)
                 self.timers[PLAN_AGAIN] = record.closed_at_s + ABANDONED_PAUSE_S
             case _:
                 raise LocalProtocolError(f"no place for {type(record).__name__}")
@@ -314,10 +322,12 @@ class Conductor:
             self._store.note_round(
                 round_number - 1, pooled_metrics(self._store.update_metrics(round_number))
             )
-        self._close_traffic(round_number)
+        self._note_course(round_number)
         self.timers[PLAN_AGAIN] = now_s
 
-    def _close_traffic(self, round_number: int) -> None:
+    def _note_course(self, round_number: int) -> None:
+        """What a report wants to know of a round that is over."""
+        self._store.note_declines(round_number, self._declines)
         sent, received = (
             after - before
             for after, before in zip(self._traffic(), self._traffic_before, strict=True)

@@ -23,7 +23,7 @@ from coordinator.identity import Identity
 from coordinator.inbox import Inbox
 from coordinator.leases import Leases
 from coordinator.models import Models
-from coordinator.signals import DeviceAsks, InviteeLost, UpdateStored
+from coordinator.signals import DeviceAsks, UpdateStored
 from coordinator.store import Store
 from wire import (
     Crypto,
@@ -66,6 +66,8 @@ FLUSH_EVERY_S: Final = 5.0
 # When every round is done, devices look in now and then for releases.
 IDLE_COME_BACK_S: Final = 3_600.0
 STABLE: Final = "stable"
+# What an update is settled with that came when its round had all it needed.
+ROUND_CLOSED: Final = "round_closed"
 _NOBODY: Final = "-"
 
 
@@ -161,6 +163,18 @@ class Coordinator:
     def next_wake_s(self) -> float | None:
         """When `wake` is due, unix seconds."""
         return min(self.rounds.timers.values(), default=None)
+
+    @property
+    def public_key(self) -> bytes:
+        """What devices believe: 32 bytes."""
+        return self._keys.signer.public_key
+
+    def admit(self, public_key: bytes, device_class: str, now_s: float) -> str:
+        """Enrol a device without a token, by whoever runs the coordinator; returns its name."""
+        device = identity.device_id(public_key)
+        self.store.admit(device, public_key, device_class, now_s)
+        self._devices[device] = public_key
+        return device
 
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
@@ -319,7 +333,7 @@ class Coordinator:
         if current.opened is None or not self.rounds.is_open:
             self.rounds.plan_soon(now_s)
         elif round_number in (0, current.opened.round) and device in current.waiting_for:
-            self.rounds.step(InviteeLost(device, reason), now_s)
+            self.rounds.lose(device, reason, now_s)
 
     def _fetch(self, device: str, message: FetchRequest) -> None:
         bundle = self.models.bundle(message.want_version, message.have_version)
@@ -357,15 +371,34 @@ class Coordinator:
                 raise DuplicateError("the same update id was offered with other bytes")
             return
         update = self._describe(device, message, now_s)
+        if self._is_late(device, message):
+            self._refuse(device, update, ROUND_CLOSED, now_s)
+            return
         refusal = self._why_not(device, message)
         if refusal is not None:
-            self.store.refuse_update(update, refusal.reason, now_s)
-            self._publish(Settled(message.update_id, counted=False, reason=refusal.reason), device)
+            self._refuse(device, update, refusal.reason, now_s)
             self._lost(device, refusal.reason, message.round, now_s)
             raise refusal
         received = self._inbox.announce(device, update, message.chunk_bytes)
         if not message.chunks_follow:
             self._publish(UploadStatus(message.update_id, received), device)
+
+    def _refuse(self, device: str, update: UpdateStored, reason: str, now_s: float) -> None:
+        """Settle an update that is not taken; on disk before the device hears of it."""
+        self.store.refuse_update(update, reason, now_s)
+        self._publish(Settled(update.update_id, counted=False, reason=reason), device)
+        self.leases.expect(device)
+
+    def _is_late(self, device: str, message: UpdateOffer) -> bool:
+        """Whether this is honest work that others were quicker with: nobody's fault."""
+        if self.rounds.is_open and message.round == self.store.last_round():
+            return False
+        opened = self.store.round_opened(message.round)
+        return (
+            opened is not None
+            and device in opened.invited
+            and message.base_version == opened.base_version
+        )
 
     def _why_not(self, device: str, message: UpdateOffer) -> RemoteProtocolError | None:
         """Why an offered update cannot be taken, before a byte of it is."""
@@ -402,7 +435,7 @@ class Coordinator:
         expected = current.opened is not None and current.opened.round == update.round
         if not self.rounds.is_open or not expected or update.update_id in current.updates:
             if self.store.update(update.update_id) is None:
-                self.store.refuse_update(update, StaleRoundError.reason, now_s)
+                self.store.refuse_update(update, ROUND_CLOSED, now_s)
             self._tell(device, update.update_id)
             return
         self.rounds.take(update, payload, now_s)

@@ -44,7 +44,7 @@ CREATE TABLE tensors (
 CREATE TABLE rounds (
     round INTEGER PRIMARY KEY, record BLOB NOT NULL, status TEXT NOT NULL DEFAULT 'open',
     version INTEGER, opened_at REAL NOT NULL, closed_at REAL, reason TEXT,
-    metrics BLOB, traffic BLOB
+    metrics BLOB, traffic BLOB, declined BLOB
 ) STRICT;
 CREATE TABLE updates (
     update_id BLOB PRIMARY KEY, device TEXT NOT NULL, round INTEGER NOT NULL,
@@ -227,11 +227,15 @@ class Store:
             self._db.execute(
                 "UPDATE tokens SET public_key = ? WHERE token_id = ?", (public_key, token_id)
             )
-            self._db.execute(
-                "INSERT OR IGNORE INTO devices (device, public_key, device_class, enrolled_at)"
-                " VALUES (?, ?, ?, ?)",
-                (device, public_key, device_class, now_s),
-            )
+            self.admit(device, public_key, device_class, now_s)
+
+    def admit(self, device: str, public_key: bytes, device_class: str, now_s: float) -> None:
+        """Enrol a device; one that is enrolled stays as it is."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO devices (device, public_key, device_class, enrolled_at)"
+            " VALUES (?, ?, ?, ?)",
+            (device, public_key, device_class, now_s),
+        )
 
     def devices(self) -> dict[str, sqlite3.Row]:
         """Every enrolled device, revoked ones too."""
@@ -270,6 +274,11 @@ class Store:
             "INSERT INTO rounds (round, record, opened_at) VALUES (?, ?, ?)",
             (opened.round, msgspec.msgpack.encode(opened), opened.opened_at_s),
         )
+
+    def round_opened(self, round_number: int) -> RoundOpened | None:
+        """What a round began with."""
+        row = self._one("SELECT record FROM rounds WHERE round = ?", (round_number,))
+        return None if row is None else msgspec.msgpack.decode(row["record"], type=RoundOpened)
 
     def unfinished_round(self) -> tuple[RoundOpened, tuple[UpdateStored, ...]] | None:
         """The open round, if there is one, and its receipted updates that are not settled."""
@@ -421,6 +430,20 @@ class Store:
             "UPDATE rounds SET traffic = ? WHERE round = ?",
             (msgspec.msgpack.encode((sent_bytes, received_bytes)), round_number),
         )
+
+    def note_declines(self, round_number: int, declined: Mapping[str, str]) -> None:
+        """Remember which invited devices said that they cannot: device -> reason."""
+        self._db.execute(
+            "UPDATE rounds SET declined = ? WHERE round = ?",
+            (msgspec.msgpack.encode(dict(declined)), round_number),
+        )
+
+    def declines(self, round_number: int) -> dict[str, str]:
+        """Which invited devices said that they cannot: device -> reason."""
+        row = self._one("SELECT declined FROM rounds WHERE round = ?", (round_number,))
+        if row is None or row["declined"] is None:
+            return {}
+        return msgspec.msgpack.decode(row["declined"], type=dict[str, str])
 
     def update(self, update_id: bytes) -> UpdateRow | None:
         """One line of the ledger."""

@@ -1,0 +1,22 @@
+"""fleet: many devices in one process, running the same code as one device does.
+
+`run_live` brings up a federation on a laptop: a coordinator, a real broker and N devices with their
+profiles, all links in one loop, and faults on purpose. Keys and choices follow from a seed, which
+only an emulation may do.
+"""
+
+from fleet.crypto import SeededSecrets, StubCrypto
+from fleet.faults import Fault, FaultError, load_faults
+from fleet.run import FleetError, FleetRun, join, run_live
+
+__all__ = [
+    "Fault",
+    "FaultError",
+    "FleetError",
+    "FleetRun",
+    "SeededSecrets",
+    "StubCrypto",
+    "join",
+    "load_faults",
+    "run_live",
+]

@@ -1,0 +1,200 @@
+"""One emulated device: the SDK's own driver, a link in somebody else's loop, and a profile.
+
+What the profile says is counted, not waited for: training takes as long as this machine needs, and
+what it would cost the device in energy is added up.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from device_profiles import DeviceProfile, training_energy_j, transfer_energy_j
+from edge_sdk import DeviceDriver, DeviceInfo
+from edge_sdk.journal import Enrolment, MemoryJournal
+from edge_sdk.models import MemoryShelf
+from edge_sdk.signals import GateClosed, GateOpened, Trained, TrainingFailed
+from edge_sdk.work import TrainingWork
+from fleet.faults import Fault
+from wire import BrokerAddress, Crypto, Manifest, MqttLink, Report, Signer, frames, topics
+from wire.messages import Leave
+
+LEASE_WINDOW_S: Final = 86_400.0
+_GARBAGE_BYTES: Final = 64
+
+
+@dataclass
+class Counts:
+    """What a device did, as far as it knows itself."""
+
+    invited: int = 0
+    trained: int = 0
+    counted: int = 0
+    not_counted: Counter[str] = field(default_factory=Counter)
+    declined: Counter[str] = field(default_factory=Counter)
+    payload_bytes: int = 0
+    training_j: float = 0.0
+
+
+class EmulatedDevice:
+    """A device of a fleet; all its methods are called on the fleet's loop.
+
+    Args:
+        info: its number, seed and profile.
+        profile: what it is like.
+        task: whose `trainer(info)` it uses.
+        manifest: of the task.
+        enrolment: who it is.
+        signer: its key.
+        crypto: the signature scheme.
+        address: of the broker.
+        packet_bytes_max: as the federation's file says.
+        start_work: the fleet's; gets the device and the work.
+        clock: monotonic seconds.
+        fault: what goes wrong with it, if anything.
+    """
+
+    def __init__(
+        self,
+        *,
+        info: DeviceInfo,
+        profile: DeviceProfile,
+        task: Any,
+        manifest: Manifest,
+        enrolment: Enrolment,
+        signer: Signer,
+        crypto: Crypto,
+        address: BrokerAddress,
+        packet_bytes_max: int,
+        start_work: "Callable[[EmulatedDevice, TrainingWork], None]",
+        clock: Callable[[], float],
+        fault: Fault | None,
+    ) -> None:
+        self.info = info
+        self.profile = profile
+        self.name = enrolment.device
+        self.counts = Counts()
+        self.gone = False
+        self.away_until_s: float | None = None
+        self.gate_opens_at_s: float | None = None
+        self._manifest = manifest
+        self._signer = signer
+        self._clock = clock
+        self._fault = fault
+        self._struck = False
+        self.driver = DeviceDriver(
+            manifest=manifest,
+            make_trainer=lambda: task.trainer(info),
+            journal=MemoryJournal(enrolment),
+            shelf=MemoryShelf(),
+            enrolment=enrolment,
+            signer=signer,
+            crypto=crypto,
+            publish=self._publish,
+            start_work=lambda work: start_work(self, work),
+            observe=self._observe,
+            device_class=profile.name,
+        )
+        self.link = MqttLink(
+            address,
+            self.name,
+            subscriptions=self.driver.subscriptions,
+            on_message=lambda topic, data: self.driver.on_frame(topic, data, clock()),
+            on_up=lambda size: self.driver.on_link_up(size, clock()),
+            on_down=lambda _reason: self.driver.on_link_down(clock()),
+            will=self.driver.will,
+            packet_bytes_max=packet_bytes_max,
+        )
+
+    # -- gate --------------------------------------------------------------------------------
+
+    def open_gate(self) -> None:
+        """At its charger, on a network that costs nothing: a live fleet measures the wire.
+
+        Days and batteries are the virtual world's, where time can pass.
+        """
+        self.gate_opens_at_s = None
+        self.driver.on_gate(GateOpened(LEASE_WINDOW_S), self._clock())
+
+    # -- work --------------------------------------------------------------------------------
+
+    def work_done(self, work: TrainingWork, event: Trained | TrainingFailed) -> None:
+        """Training is over; what a faulty device makes of it comes here."""
+        if isinstance(event, Trained):
+            self.counts.trained += 1
+            flops = self._manifest.step_flops * work.examples_seen
+            self.counts.training_j += training_energy_j(self.profile, flops)
+            if self._fault is not None and self._fault.kind == "garbage":
+                event = self._spoil(work, event)
+            self.counts.payload_bytes += len(work.payload)
+        self.driver.work_done(work, event, self._clock())
+
+    def _spoil(self, work: TrainingWork, event: Trained) -> Trained:
+        """An update that is signed, whole and wrong: one byte of its payload is another."""
+        at = len(work.payload) // 2
+        spoilt = bytearray(work.payload)
+        spoilt[at] ^= 0xFF
+        work.payload = bytes(spoilt)
+        digest = hashlib.sha256(work.payload).digest()
+        return Trained(msgspec.structs.replace(event.sealed, payload_digest=digest))
+
+    @property
+    def energy_j(self) -> float:
+        """What taking part has cost so far, by the profile: training, bytes, radio tails."""
+        traffic = self.link.traffic
+        return self.counts.training_j + transfer_energy_j(
+            self.profile,
+            traffic.sent_bytes,
+            traffic.received_bytes,
+            sessions=self.counts.invited,
+        )
+
+    # -- what it says of itself --------------------------------------------------------------
+
+    def _observe(self, report: Report) -> None:
+        counts = self.counts
+        match report.what:
+            case "invited":
+                counts.invited += 1
+            case "settled":
+                if report.detail == "counted":
+                    counts.counted += 1
+                else:
+                    counts.not_counted[report.detail] += 1
+            case "discarded" | "declined":
+                counts.declined[report.detail] += 1
+
+    def strike(self, round_number: int) -> None:
+        """Called when the device has begun to train: what is to go wrong goes wrong now."""
+        fault = self._fault
+        if fault is None or round_number < fault.round:
+            return
+        if fault.kind == "garbage":
+            self._send_garbage()
+            return
+        if self._struck:
+            return
+        self._struck = True
+        if fault.kind == "low_battery":
+            self.gate_opens_at_s = self._clock() + fault.for_s
+            self.driver.on_gate(GateClosed("battery_low"), self._clock())
+            return
+        self.gone = fault.kind == "vanish"
+        self.away_until_s = self._clock() + fault.for_s
+        self.link.drop()
+
+    def _send_garbage(self) -> None:
+        """Noise, a frame cut short, and a frame that another key has signed."""
+        topic, frame = self.driver.will()
+        address = topics.parse(topic)
+        forged = bytearray(frames.seal(Leave(), address, self._signer))
+        forged[frames.HEADER_BYTES - 1] ^= 0x01
+        for garbage in (os.urandom(_GARBAGE_BYTES), frame[:-1], bytes(forged)):
+            self.link.publish(topic, garbage)
+
+    def _publish(self, topic: str, payload: bytes) -> None:
+        self.link.publish(topic, payload)
