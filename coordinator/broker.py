@@ -173,7 +173,7 @@ class EmbeddedBroker:
         self.stop()  # what is left of one that died
         tries = 1 if self._port_is_fixed else _PORT_TRIES
         for attempt in range(1, tries + 1):
-            port = self._port if self._port is not None else _free_port()
+            port = self._port if self._port is not None else free_port()
             try:
                 self._start_on(port)
             except BrokerStartError:
@@ -358,7 +358,7 @@ max_inflight_count = 100
 """
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that is free now; whoever comes first may take it."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))

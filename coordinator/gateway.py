@@ -97,6 +97,7 @@ class Gateway:
         self._inbox: queue.Queue[Callable[[float], None]] = queue.Queue(_QUEUE_MAX)
         self._look_at_s = 0.0
         self._down_said = ""
+        self._stopped = False
         self._lock = InstanceLock(state_dir)
         try:
             self.store = Store(state_dir / STORE_FILE)
@@ -163,7 +164,7 @@ class Gateway:
 
     def _link_down(self, reason: str) -> None:
         # Reconnecting says the same again and again: once is enough for people.
-        if reason != self._down_said:
+        if reason != self._down_said and not self._stopped:
             self._down_said = reason
             self._observe(Report("broker_down", f"{reason}; trying again"))
 
@@ -220,6 +221,7 @@ class Gateway:
 
     def stop(self) -> None:
         """End in good order: counts are written, the broker goes last."""
+        self._stopped = True
         self.coordinator.stop()
         self.link.stop()
         self._release()

@@ -202,7 +202,7 @@ class Device:
             DeviceError: not enrolled, or started already.
             AlreadyRunningError: another process runs this state directory.
         """
-        if self._thread is not None and self._thread.is_alive():
+        if self.running:
             raise DeviceError("the device is running already")
         running = self._prepare()
         self._thread = threading.Thread(
@@ -230,6 +230,11 @@ class Device:
             self._thread = None
 
     @property
+    def running(self) -> bool:
+        """Whether the background thread is there; it ends by `stop`, revocation or `error`."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def model(self) -> Model:
         """The released model: `.version`, `.tensors`, `.path`. Safe from any thread.
 
@@ -251,9 +256,8 @@ class Device:
             Whether the coordinator has confirmed; deleted is it all the same.
         """
         confirmed = False
-        running = self._thread is not None and self._thread.is_alive()
         with contextlib.suppress(DeviceError):
-            if not running:
+            if not self.running:
                 self.start()
             self._inbox.put(_Running.leave)
             confirmed = self._revoked.wait(timeout_s)

@@ -106,8 +106,8 @@ class TaskError(PotluckError):
     """A task cannot be loaded or is not one; the text says what is missing."""
 
 
-def load_task(name: str) -> Any:
-    """Import `module:object`; the current directory counts as a place to look.
+def load_task(name: str, *, beside: Path | None = None) -> Any:
+    """Import `module:object`, also from the current directory and from `beside`.
 
     Raises:
         TaskError: no such module or object, or one without `model` and `trainer`.
@@ -118,9 +118,9 @@ def load_task(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise TaskError(f"task {name!r}: write it as module:object, for instance my_app.task:task")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    for place in (beside, Path.cwd()):
+        if place is not None and str(place.resolve()) not in sys.path:
+            sys.path.insert(0, str(place.resolve()))
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

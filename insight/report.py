@@ -7,7 +7,8 @@ not finite leave a gap in a plot and a dash in a table. Text of strangers is esc
 
 import importlib.resources
 import math
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeAlias
@@ -92,26 +93,19 @@ class _KeyFigure:
 
 
 @dataclass(frozen=True)
-class _Count:
-    """A number and what it is made of."""
-
-    number: int
-    why: str
-
-
-@dataclass(frozen=True)
 class _DeviceRow:
     device: str
     device_class: str
     invited: int
     counted: int
-    not_counted: _Count
-    declined: _Count
+    not_counted: int
+    declined: int
     missing: int
+    incidents: int
     up: str
     down: str
     energy: str
-    incidents: _Count
+    why: str
     parts: tuple[tuple[str, str], ...]
 
 
@@ -190,7 +184,11 @@ def _key_figures(run: RunRecord) -> list[_KeyFigure]:
     totals = run.totals
     counted = totals.device_updates - totals.wasted_updates
     first = next((record for record in run.rounds if finite(record.accuracy) is not None), None)
-    began = f"{_dashed(percent_text(first.accuracy))} after round {first.number}" if first else "not measured"
+    began = (
+        f"{_dashed(percent_text(first.accuracy))} after round {first.number}"
+        if first
+        else "not measured"
+    )
     ratio = ratio_to_float32(totals)
     joules = finite(totals.energy_j)
     if joules is None:
@@ -287,7 +285,12 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         ("Codec down", _clean(run.downlink_codec)),
         ("Engine", _clean(totals.engine)),
         ("Crypto", _clean(totals.crypto)),
-        ("Privacy", f"\u03b5 = {_dashed(figure_text(totals.epsilon))}" if totals.epsilon is not None else DASH),
+        (
+            "Privacy",
+            f"\u03b5 = {_dashed(figure_text(totals.epsilon))}"
+            if totals.epsilon is not None
+            else DASH,
+        ),
         ("Final loss", _dashed(figure_text(totals.loss))),
         ("Peak memory", bytes_text(totals.peak_rss_bytes)),
         ("Model", _clean(totals.model_digest)),
@@ -304,21 +307,20 @@ def _learning(rounds: Sequence[RoundRecord]) -> list[_Plot]:
     accuracies = [finite(record.accuracy) for record in rounds]
     losses = [finite(record.loss) for record in rounds]
     return [
-        _line_plot(rounds, "accuracy", "Accuracy", accuracies, percent_text, (0.0, 1.0)),
-        _line_plot(rounds, "loss", "Loss", losses, figure_text, (0.0, math.inf)),
+        _line_plot(rounds, "accuracy", accuracies, percent_text),
+        _line_plot(rounds, "loss", losses, figure_text),
     ]
 
 
 def _line_plot(
     rounds: Sequence[RoundRecord],
     name: str,
-    title: str,
     figures: Figures,
     text: Callable[[float | None], str],
-    bounds: tuple[float, float],
 ) -> _Plot:
-    ticks = _ticks(figures, bounds)
-    series = ()
+    title = name.capitalize()
+    ticks = _ticks(figures)
+    series: tuple[_Series, ...] = ()
     if any(figure is not None for figure in figures):
         heights = [None if each is None else _height(each, ticks) for each in figures]
         series = (_line("", "counted" if name == "accuracy" else "ink", heights),)
@@ -378,7 +380,7 @@ def _participation(rounds: Sequence[RoundRecord]) -> _Plot:
     parts = _parts(rounds)
     stacks = [list(accumulate(part.count(record) for part in parts)) for record in rounds]
     highest = max((stack[-1] for stack in stacks), default=0)
-    ticks = _ticks([0.0, float(highest)], (0.0, math.inf), whole=True)
+    ticks = _ticks([0.0, float(highest)], whole=True)
     bars = []
     for layer, part in enumerate(parts):
         edges = [
@@ -396,7 +398,9 @@ def _participation(rounds: Sequence[RoundRecord]) -> _Plot:
         _bands(
             rounds,
             [
-                ", ".join(f"{count} {part.label}" for part in parts if (count := part.count(record)))
+                ", ".join(
+                    f"{count} {part.label}" for part in parts if (count := part.count(record))
+                )
                 for record in rounds
             ],
         ),
@@ -445,7 +449,7 @@ def _not_settled(record: RoundRecord) -> int:
 
 def _energy(rounds: Sequence[RoundRecord]) -> _Plot:
     figures = [finite(record.energy_j) for record in rounds]
-    ticks = _ticks([0.0, *figures] if any(figures) else figures, (0.0, math.inf))
+    ticks = _ticks([0.0, *figures] if any(figures) else figures)
     edges = [(_height(0, ticks), _height(figure or 0, ticks)) for figure in figures]
     return _Plot(
         "energy",
@@ -611,23 +615,20 @@ def _steps() -> Iterable[int]:
     return (leading * 10**power for power in range(12) for leading in (1, 2, 5))
 
 
-def _ticks(
-    figures: Figures, bounds: tuple[float, float], *, whole: bool = False
-) -> tuple[float, ...]:
-    """Three to six round figures that enclose all, within the bounds where the figures are."""
+def _ticks(figures: Figures, *, whole: bool = False) -> tuple[float, ...]:
+    """Two to six round figures that enclose all; `whole` where halves make no sense."""
     known = [figure for figure in figures if figure is not None]
     if not known:
         return ()
     lowest, highest = min(known), max(known)
     spread = (highest - lowest) or abs(highest) * 0.2 or 1.0
-    lowest = min(lowest, max(bounds[0], lowest - spread * 0.05)) if lowest else lowest
     power = 10.0 ** math.floor(math.log10(spread / 4))
     step = next(lead * power for lead in (1, 2, 2.5, 5, 10) if lead * power >= spread / 4)
     if whole:
         step = max(1.0, math.ceil(step))
     first, last = math.floor(lowest / step + 1e-9), math.ceil(highest / step - 1e-9)
     if first == last:
-        last += 1
+        first, last = (first - 1, last) if lowest > 0 else (first, last + 1)
     return tuple(index * step for index in range(first, last + 1))
 
 
@@ -669,13 +670,18 @@ def _device_rows(devices: Iterable[DeviceRecord]) -> list[_DeviceRow]:
             device_class=_clean(device.device_class) or DASH,
             invited=device.invited,
             counted=device.counted,
-            not_counted=_count(device.not_counted),
-            declined=_count(device.declined),
+            not_counted=sum(device.not_counted.values()),
+            declined=sum(device.declined.values()),
             missing=device.missing,
             up=bytes_text(device.uplink_bytes),
             down=bytes_text(device.downlink_bytes),
             energy=_dashed(energy_text(device.energy_j)),
-            incidents=_count(device.incidents),
+            incidents=sum(device.incidents.values()),
+            why=_whys(
+                ("incidents", device.incidents),
+                ("not counted", device.not_counted),
+                ("declined", device.declined),
+            ),
             parts=_strip(device),
         )
         for device in ordered
@@ -701,13 +707,6 @@ def _strip(device: DeviceRecord) -> tuple[tuple[str, str], ...]:
 
 
 def _round_row(record: RoundRecord) -> _RoundRow:
-    others = [
-        f"{kind}: {_why(reasons)}"
-        for kind, reasons in (("not counted", record.not_counted), ("declined", record.declined))
-        if any(reasons.values())
-    ]
-    if record.missing:
-        others.append(f"missing: {record.missing}")
     return _RoundRow(
         number=record.number,
         status=_clean(record.status),
@@ -721,15 +720,24 @@ def _round_row(record: RoundRecord) -> _RoundRow:
             _dashed(energy_text(record.energy_j)),
             seconds_text(record.duration_s),
         ),
-        others="; ".join(others),
+        others=_whys(
+            ("not counted", record.not_counted),
+            ("declined", record.declined),
+            ("", {"missing": record.missing}),
+        ),
     )
 
 
 # Words
 
 
-def _count(reasons: Mapping[str, int]) -> _Count:
-    return _Count(sum(reasons.values()), _why(reasons))
+def _whys(*kinds: tuple[str, Mapping[str, int]]) -> str:
+    """Kinds of outcome, each with its reasons, without those that did not happen."""
+    return "; ".join(
+        f"{kind}: {_why(reasons)}" if kind else _why(reasons)
+        for kind, reasons in kinds
+        if any(reasons.values())
+    )
 
 
 def _why(reasons: Mapping[str, int]) -> str:
@@ -746,10 +754,14 @@ def _humane(reason: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """A stranger's text of bounded length; what is not for showing (controls, marks that turn the
-    direction, halves of surrogates) becomes a question mark, so the page is always valid UTF-8.
+    """A stranger's text of bounded length, always valid UTF-8.
+
+    What is not for showing (controls, marks that turn the direction, halves of surrogates) becomes
+    a replacement character.
     """
-    clipped = text if len(text) <= _CHARS_MAX else text[: _CHARS_MAX - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    clipped = (
+        text if len(text) <= _CHARS_MAX else text[: _CHARS_MAX - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    )
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char).startswith("C") else char
         for char in clipped

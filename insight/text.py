@@ -49,7 +49,7 @@ def percent_text(share: float | None) -> str:
 def figure_text(value: float | None) -> str:
     """A bare figure with three digits, or a dash."""
     known = finite(value)
-    return DASH if known is None else f"{known:.3g}"
+    return DASH if known is None else f"{known:#.3g}".rstrip(".")
 
 
 def seconds_text(seconds: float) -> str:
@@ -113,8 +113,10 @@ def summary_lines(run: RunRecord) -> list[str]:
     totals = run.totals
     committed = sum(record.status == "committed" for record in run.rounds)
     lines = [
-        f"{_word(run.federation)}: {_word(run.task)}, {committed} of {len(run.rounds)} rounds "
-        f"committed in {seconds_text(totals.wall_s)}",
+        (
+            f"{_word(run.federation)}: {_word(run.task)}, {committed} of {len(run.rounds)} rounds "
+            f"committed in {seconds_text(totals.wall_s)}"
+        ),
         _line("accuracy", f"{percent_text(totals.accuracy)}, loss {figure_text(totals.loss)}"),
         _line("up", _uplink(run)),
         _line("down", f"{bytes_text(totals.downlink_bytes)} as {_word(run.downlink_codec)}"),

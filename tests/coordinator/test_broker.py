@@ -277,9 +277,9 @@ def test_a_port_lost_in_a_race_is_tried_again(
     kind: Kind, taken_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody takes the free port before the broker does: it takes another."""
-    free_port, looked_free = broker_module._free_port, broker_module._port_is_free
+    free_port, looked_free = broker_module.free_port, broker_module._port_is_free
     offered = iter([taken_port])
-    monkeypatch.setattr(broker_module, "_free_port", lambda: next(offered, None) or free_port())
+    monkeypatch.setattr(broker_module, "free_port", lambda: next(offered, None) or free_port())
     looks = iter([True])  # at the first look the port was free still
     monkeypatch.setattr(
         broker_module, "_port_is_free", lambda port: next(looks, None) or looked_free(port)

@@ -1,0 +1,167 @@
+"""`potluck coordinator init | run` and `potluck enroll`: the operator's side."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator import (
+    EMBEDDED_PORT,
+    STORE_FILE,
+    Gateway,
+    Store,
+    broker_url,
+    init_state,
+    load_config,
+    load_identity,
+    make_tokens,
+    write_tokens,
+)
+from coordinator.broker import free_port
+from coordinator.gateway import BROKER_URL
+from edge_sdk import load_task
+from potluck.output import Reports, add_json, print_json, stop_on_signals
+from wire import BrokerAddress, Ed25519, PotluckError, SystemSecrets
+
+TOKENS_MAX: Final = 100_000
+_DAY_S: Final = 86_400.0
+
+
+def add_commands(commands: Any) -> None:
+    """Add `coordinator` and `enroll`."""
+    coordinator = commands.add_parser(
+        "coordinator", help="set up and run a federation's coordinator"
+    ).add_subparsers(dest="coordinator_command", required=True, metavar="COMMAND")
+
+    init = coordinator.add_parser(
+        "init",
+        help="make a state directory: keys, an empty store, a port for the embedded broker",
+        description="Make a coordinator's state directory: keys, an empty store, and a port for the"
+        " embedded broker.",
+    )
+    init.add_argument("state_dir", type=Path, metavar="STATE_DIR")
+    init.add_argument("--broker", help="the URL at which devices will find the broker")
+    add_json(init)
+    init.set_defaults(run=run_init)
+
+    run = coordinator.add_parser(
+        "run",
+        help="run a federation until its last round is closed",
+        description="Run a federation: open rounds, collect updates, release models. What a"
+        " coordinator that was killed had acknowledged is taken up again.",
+    )
+    run.add_argument("federation", type=Path, metavar="FEDERATION.toml")
+    run.add_argument("--state-dir", type=Path, required=True, help="made by `coordinator init`")
+    run.add_argument("--broker", help="a broker's URL (default: the file's)")
+    run.add_argument("--ca", type=Path, metavar="FILE", help="CA of a broker that speaks TLS")
+    run.add_argument(
+        "--stay", action="store_true", help="keep serving releases after the last round"
+    )
+    add_json(run, "JSON Lines")
+    run.set_defaults(run=run_coordinator)
+
+    enroll = commands.add_parser(
+        "enroll",
+        help="make one-time tokens for devices",
+        description="Write one-time enrolment tokens to a file, one a line; each is good for one"
+        " device.",
+    )
+    enroll.add_argument("state_dir", type=Path, metavar="STATE_DIR")
+    enroll.add_argument("-n", "--number", type=int, default=1, help="how many (default: 1)")
+    enroll.add_argument("-o", "--output", type=Path, required=True, help="the file, made anew")
+    enroll.add_argument("--broker", help="the URL that the tokens name (default: the last run's)")
+    enroll.add_argument("--days", type=float, default=7.0, help="how long they last (default: 7)")
+    add_json(enroll)
+    enroll.set_defaults(run=run_enroll)
+
+
+def run_init(arguments: argparse.Namespace) -> int:
+    """`potluck coordinator init`."""
+    if arguments.broker is not None:
+        BrokerAddress.parse(arguments.broker)
+    public_key = init_state(arguments.state_dir, SystemSecrets())
+    store = Store(arguments.state_dir / STORE_FILE)
+    try:
+        store.put(EMBEDDED_PORT, str(free_port()).encode())
+        if arguments.broker is not None:
+            store.put(BROKER_URL, arguments.broker.encode())
+        url = broker_url(store)
+    finally:
+        store.close()
+    if arguments.json:
+        state = {"state_dir": str(arguments.state_dir), "public_key": public_key.hex()}
+        print_json({**state, "broker": url})
+    else:
+        print(f"{arguments.state_dir}: coordinator {public_key.hex()[:16]}, broker {url}")
+        print(f"next: potluck enroll {arguments.state_dir} -n 10 -o tokens")
+    return 0
+
+
+def run_coordinator(arguments: argparse.Namespace) -> int:
+    """`potluck coordinator run`."""
+    stop = stop_on_signals()
+    config = load_config(arguments.federation)
+    task = load_task(config.federation.task, beside=arguments.federation.parent)
+    gateway = Gateway(
+        config=config,
+        task=task,
+        state_dir=arguments.state_dir,
+        crypto=Ed25519(),
+        observe=Reports(as_json=arguments.json),
+        broker=arguments.broker,
+        ca=arguments.ca,
+    )
+    try:
+        gateway.run(stop, stay=arguments.stay)
+        summary = {
+            "event": "stopped",
+            "finished": gateway.coordinator.finished,
+            "round": gateway.store.last_round(),
+            "rounds": config.rounds.count,
+            "version": gateway.coordinator.models.version,
+            "model_digest": gateway.coordinator.models.digest.hex(),
+        }
+    finally:
+        gateway.stop()
+    if arguments.json:
+        print_json(summary)
+    else:
+        state = "finished" if summary["finished"] else "stopped; run again to go on"
+        print(
+            f"{config.federation.name}: {state}: round {summary['round']} of {summary['rounds']},"
+            f" model version {summary['version']}"
+        )
+    return 0
+
+
+def run_enroll(arguments: argparse.Namespace) -> int:
+    """`potluck enroll`."""
+    if not 1 <= arguments.number <= TOKENS_MAX:
+        raise PotluckError(f"-n {arguments.number}: make 1 to {TOKENS_MAX} tokens at a time")
+    if not arguments.days > 0.0:
+        raise PotluckError(f"--days {arguments.days:g}: tokens must last some time")
+    if arguments.output.exists():
+        raise PotluckError(f"{arguments.output}: exists already; choose another file")
+    identity = load_identity(arguments.state_dir, Ed25519())
+    store = Store(arguments.state_dir / STORE_FILE)
+    try:
+        url = arguments.broker or broker_url(store)
+        if url is None:
+            raise PotluckError("no coordinator has run here yet: say where its broker is: --broker")
+        tokens = make_tokens(
+            store,
+            identity,
+            count=arguments.number,
+            broker=url,
+            secrets=SystemSecrets(),
+            now_s=time.time(),
+            lifetime_s=arguments.days * _DAY_S,
+        )
+        write_tokens(arguments.output, tokens)
+    finally:
+        store.close()
+    if arguments.json:
+        print_json({"tokens": len(tokens), "file": str(arguments.output), "broker": url})
+    else:
+        print(f"{arguments.output}: {len(tokens)} tokens for {url}, one a line, one a device")
+    return 0

@@ -1,0 +1,119 @@
+"""`potluck device run | status`: one device as a process, for boards without an own app."""
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from edge_sdk import Device, DeviceInfo, Policy, read_status
+from potluck.output import Reports, add_json, print_json, stop_on_signals
+
+_STOP_POLL_S: Final = 0.1
+
+
+def add_commands(commands: Any) -> None:
+    """Add `device`."""
+    device = commands.add_parser("device", help="run one device, or look at it").add_subparsers(
+        dest="device_command", required=True, metavar="COMMAND"
+    )
+    run = device.add_parser(
+        "run",
+        help="enrol if need be, and take part until stopped",
+        description="Run one device: enrol with a token the first time, then take part in rounds"
+        " until SIGTERM or Ctrl-C.",
+    )
+    run.add_argument("--token-file", type=Path, metavar="FILE", help="needed the first time")
+    run.add_argument("--task", required=True, metavar="MODULE:OBJECT")
+    run.add_argument("--state-dir", type=Path, required=True, help="one directory a device")
+    run.add_argument("--broker", help="a broker's URL (default: the token's)")
+    run.add_argument("--device-class", default="unknown", help="for reports by class")
+    run.add_argument("--index", type=int, default=0, help="passed to task.trainer (default: 0)")
+    run.add_argument("--count", type=int, default=1, help="passed to task.trainer (default: 1)")
+    run.add_argument("--seed", type=int, default=0, help="passed to task.trainer (default: 0)")
+    run.add_argument("--partition", default="iid", help="passed to task.trainer (default: iid)")
+    run.add_argument("--min-battery", type=float, default=0.3, help="a fraction (default: 0.3)")
+    run.add_argument("--require-charging", action="store_true", help="work on a charger only")
+    run.add_argument("--allow-metered", action="store_true", help="work on networks that cost")
+    run.add_argument(
+        "--bytes-per-day-max", type=int, default=0, help="MQTT bytes a day (default: no bound)"
+    )
+    run.add_argument(
+        "--enroll-timeout", type=float, default=60.0, help="seconds to wait (default: 60)"
+    )
+    add_json(run, "JSON Lines")
+    run.set_defaults(run=run_device)
+
+    status = device.add_parser(
+        "status",
+        help="what a device did, spent and waits for",
+        description="Read a device's journal, while it runs or after.",
+    )
+    status.add_argument("state_dir", type=Path, metavar="STATE_DIR")
+    add_json(status)
+    status.set_defaults(run=run_status)
+
+
+def run_device(arguments: argparse.Namespace) -> int:
+    """`potluck device run`."""
+    stop = stop_on_signals()
+    reports = Reports(as_json=arguments.json)
+    device = Device(
+        arguments.task,
+        arguments.state_dir,
+        policy=Policy(
+            min_battery=arguments.min_battery,
+            require_charging=arguments.require_charging,
+            allow_metered=arguments.allow_metered,
+            bytes_per_day_max=arguments.bytes_per_day_max,
+        ),
+        on_report=reports,
+        device_class=arguments.device_class,
+        info=DeviceInfo(
+            index=arguments.index,
+            count=arguments.count,
+            seed=arguments.seed,
+            partition=arguments.partition,
+        ),
+        broker=arguments.broker,
+    )
+    if arguments.token_file is not None:
+        device.enroll(arguments.token_file, timeout_s=arguments.enroll_timeout)
+    device.start()
+    while not stop() and device.running:
+        time.sleep(_STOP_POLL_S)
+    device.stop()
+    if device.error is not None:
+        raise device.error
+    return 0
+
+
+def run_status(arguments: argparse.Namespace) -> int:
+    """`potluck device status`."""
+    status = read_status(arguments.state_dir)
+    if arguments.json:
+        lines = [
+            {
+                "update_id": line.update_id.hex(),
+                "round": line.round,
+                "counted": line.counted,
+                "reason": line.reason,
+            }
+            for line in status.history
+        ]
+        print_json({**dataclasses.asdict(status), "history": lines})
+        return 0
+    name = status.device or "not enrolled"
+    print(f"device        {name}" + (f" of {status.federation}" if status.federation else ""))
+    if status.revoked is not None:
+        print(f"revoked       {status.revoked}")
+    print(f"model         version {status.model_version} (newest held: {status.held_version})")
+    print(f"updates       {status.counted} counted, {sum(status.not_counted.values())} not")
+    for reason, count in sorted(status.not_counted.items()):
+        print(f"              {count} x {reason}")
+    if status.sealed_round is not None:
+        print(f"waiting       the update of round {status.sealed_round} is not settled yet")
+    print(f"sent today    {status.spent_bytes_today} bytes both ways")
+    sys.stdout.flush()
+    return 0
