@@ -202,7 +202,7 @@ def _open(state: RoundState, event: Open, now_s: float) -> Step:
         Report("round_opened", f"round {opened.round}: {len(opened.invited)} invited"),
         *(
             _invite(opened, device, check_in, now_s)
-            for device, check_in in sorted(opened.invited.items())
+            for device, check_in in opened.invited.items()
         ),
     )
 

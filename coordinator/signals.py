@@ -16,7 +16,8 @@ from wire import Effect, Plan
 class RoundOpened(msgspec.Struct, frozen=True):
     """A round exists, with everything that a restart needs to go on with it.
 
-    `invited` maps device to the check-in that its invitation answers; `deadline_at_s` is unix time.
+    `invited` maps device to the check-in that its invitation answers, in the order of selection:
+    who was asked least comes first. `deadline_at_s` is unix time.
     """
 
     round: int

@@ -29,6 +29,8 @@ DASH = "\N{EN DASH}"
 
 _BANDS_MAX = 400  # rounds that show their figures under the pointer; more would bloat the page
 _DOTS_MAX = 40
+_FEW = 60  # bars with room for a hairline between their parts
+_PLOTTED_MAX = 1e100  # a loss beyond this says no more than a gap does
 _DEVICES_MAX = 500
 _REASONS_MAX = 4  # that get a shade of their own in a plot
 _NAMED_MAX = 6
@@ -37,6 +39,7 @@ _X_LABELS_MAX = 10
 _BAR_SHARE = 0.72  # of a round's band
 _BAR_WIDTH_MAX = 60.0  # of 1000, for runs of few rounds
 _FLOAT32_BYTES = 4
+_PLAIN_STEP_MIN, _PLAIN_STEP_MAX = 1e-4, 1e5  # between ticks that are written without an exponent
 
 Figures: TypeAlias = Sequence[float | None]
 Mark: TypeAlias = tuple[float, str]
@@ -67,6 +70,11 @@ class _Plot:
     washes: str = ""
     note: str = ""
     tall: bool = False
+
+    @property
+    def density(self) -> str:
+        """How much room a round has, as a CSS class."""
+        return "few" if 0 < len(self.bands) <= _FEW else "" if self.bands else "dense"
 
     @property
     def grid(self) -> str:
@@ -174,10 +182,10 @@ def _lead(run: RunRecord) -> str:
         + seconds_text(totals.wall_s)
     )
     devices = f" on {_many(len(run.devices), 'device', 'devices')}" if run.devices else ""
-    return (
-        f"{rounds}{devices}. {_of_these(counted, totals.device_updates, 'update', 'updates')} "
-        "that were sent became part of the model."
-    )
+    if not totals.device_updates:
+        return f"{rounds}{devices}. No update was sent."
+    updates = _of_these(counted, totals.device_updates, "update", "updates")
+    return f"{rounds}{devices}. {updates} sent became part of the model."
 
 
 def _key_figures(run: RunRecord) -> list[_KeyFigure]:
@@ -304,8 +312,8 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _learning(rounds: Sequence[RoundRecord]) -> list[_Plot]:
-    accuracies = [finite(record.accuracy) for record in rounds]
-    losses = [finite(record.loss) for record in rounds]
+    accuracies = [_plotted(record.accuracy) for record in rounds]
+    losses = [_plotted(record.loss) for record in rounds]
     return [
         _line_plot(rounds, "accuracy", accuracies, percent_text),
         _line_plot(rounds, "loss", losses, figure_text),
@@ -448,7 +456,7 @@ def _not_settled(record: RoundRecord) -> int:
 
 
 def _energy(rounds: Sequence[RoundRecord]) -> _Plot:
-    figures = [finite(record.energy_j) for record in rounds]
+    figures = [_plotted(record.energy_j) for record in rounds]
     ticks = _ticks([0.0, *figures] if any(figures) else figures)
     edges = [(_height(0, ticks), _height(figure or 0, ticks)) for figure in figures]
     return _Plot(
@@ -471,7 +479,7 @@ def _traffic_bars(run: RunRecord) -> list[_Bar]:
         (
             "Up, as float32",
             totals.uplink_bytes_float32,
-            "what the same updates take without a codec",
+            "what the same updates take without a codec" if totals.uplink_bytes_float32 else "",
             "float32",
         ),
         (
@@ -514,6 +522,11 @@ def _energy_bars(devices: Sequence[DeviceRecord]) -> list[_Bar]:
         )
         for name, joules, count in sums[:12]
     ]
+
+
+def _plotted(figure: float | None) -> float | None:
+    known = finite(figure)
+    return known if known is not None and abs(known) <= _PLOTTED_MAX else None
 
 
 def _described(what: str, figures: Figures, text: Callable[[float | None], str]) -> str:
@@ -621,7 +634,9 @@ def _ticks(figures: Figures, *, whole: bool = False) -> tuple[float, ...]:
     if not known:
         return ()
     lowest, highest = min(known), max(known)
-    spread = (highest - lowest) or abs(highest) * 0.2 or 1.0
+    largest = max(abs(lowest), abs(highest))
+    spread = (highest - lowest) or largest / 2 or 1.0
+    spread = max(spread, largest * 1e-6, 1e-9)  # below this, neighbouring ticks would be one float
     power = 10.0 ** math.floor(math.log10(spread / 4))
     step = next(lead * power for lead in (1, 2, 2.5, 5, 10) if lead * power >= spread / 4)
     if whole:
@@ -789,9 +804,11 @@ def _share(part: float, whole: float) -> float:
 
 def _tick_text(name: str, tick: float, ticks: Sequence[float]) -> str:
     """A tick with as many digits as its neighbours need."""
-    scale = 100 if name == "accuracy" else 1
+    scale, unit = (100, "%") if name == "accuracy" else (1, "")
     step = (ticks[1] - ticks[0]) * scale
+    if not _PLAIN_STEP_MIN <= step <= _PLAIN_STEP_MAX:
+        return f"{tick * scale:.3g}{unit}"
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     if round(step, digits) != round(step, digits + 1):
         digits += 1
-    return f"{tick * scale:.{digits}f}" + ("%" if name == "accuracy" else "")
+    return f"{tick * scale:.{digits}f}{unit}"

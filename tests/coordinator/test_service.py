@@ -1,0 +1,319 @@
+import hashlib
+import random
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from coordinator.config import Rounds
+from edge_sdk.session import Phase
+from quantization import encode
+from quantization.payload import HEADER_BYTES
+from tests.support.loopback import Loopback, ToyTask
+from wire import chunk_count, frames
+from wire.messages import Chunk, UpdateOffer
+
+ROUNDS = Rounds(count=3, cohort=4, quorum=1.0, deadline_s=60.0)
+
+
+def play(directory: Path, order: random.Random | None, rounds: Rounds = ROUNDS) -> Loopback:
+    loopback = Loopback(directory, count=6, rounds=rounds, order=order)
+    loopback.start()
+    loopback.play()
+    return loopback
+
+
+def test_rounds_end_with_a_released_model_on_every_device(tmp_path: Path) -> None:
+    loopback = play(tmp_path, None)
+    assert loopback.coordinator.finished
+    assert loopback.coordinator.models.version == 3
+    assert {device.released.version for device in loopback.devices} == {3}
+    assert all(device.session.sealed is None for device in loopback.devices)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_same_updates_give_the_same_model_in_any_order_of_arrival(
+    tmp_path: Path, seed: int
+) -> None:
+    in_order = play(tmp_path / "in_order", None)
+    shuffled = play(tmp_path / "shuffled", random.Random(seed))
+    ids = [
+        [row.update_id for row in lb.coordinator.store.updates() if row.counted]
+        for lb in (in_order, shuffled)
+    ]
+    assert sorted(ids[0]) == sorted(ids[1])
+    assert in_order.coordinator.models.digest == shuffled.coordinator.models.digest
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lost_and_doubled_packets_lose_and_double_no_update(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+
+    def bad_wire(_topic: str, data: bytes) -> list[bytes]:
+        return [data] * chance.choice((0, 1, 1, 1, 2))
+
+    loopback = Loopback(
+        tmp_path,
+        count=6,
+        rounds=Rounds(count=3, cohort=3, quorum=0.3, deadline_s=300.0),
+        order=chance,
+        tamper=bad_wire,
+    )
+    loopback.start()
+    loopback.play(until_s=5_000.0)
+    rows = loopback.coordinator.store.updates()
+    assert loopback.coordinator.finished
+    assert len({row.update_id for row in rows}) == len(rows)
+    for row in rows:
+        if row.receipted_at is not None:
+            assert row.counted is not None, "receipted and never settled"
+    counted = [row for row in rows if row.counted]
+    assert len({(row.round, row.device) for row in counted}) == len(counted)
+
+
+def test_a_coordinator_that_died_between_any_two_packets_settles_what_it_receipted(
+    tmp_path: Path,
+) -> None:
+    for stop_after in range(0, 60, 3):
+        directory = tmp_path / str(stop_after)
+        directory.mkdir()
+        loopback = Loopback(directory, count=4, rounds=ROUNDS)
+        loopback.start()
+        for _ in range(stop_after):
+            loopback.deliver()
+        before = {row.update_id: row for row in loopback.coordinator.store.updates()}
+        loopback.coordinator.store.close()  # nothing is flushed: that is the crash
+        loopback.boot_coordinator().start(loopback.now_s)
+        loopback.coordinator.on_link_up(131_072)
+        loopback.play()
+        assert loopback.coordinator.finished
+        after = {row.update_id: row for row in loopback.coordinator.store.updates()}
+        for update_id, row in before.items():
+            if row.receipted_at is not None:
+                assert after[update_id].counted is not None
+                assert after[update_id].receipted_at == row.receipted_at
+        assert loopback.coordinator.models.version == 3
+        loopback.coordinator.store.close()
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def collecting(directory: Path) -> Loopback:
+    """Round 1 is open, device 0 is invited and has sent nothing."""
+    loopback = Loopback(directory, count=5, rounds=Rounds(count=1, cohort=4, quorum=0.5))
+    loopback.start()
+    while loopback.devices[0].session.phase is not Phase.TRAINING:
+        assert loopback.deliver() or pass_time(loopback)
+    return loopback
+
+
+def pass_time(loopback: Loopback) -> bool:
+    loopback.now_s += 2.5
+    loopback.coordinator.wake(loopback.now_s)
+    return True
+
+
+def offer(loopback: Loopback, payload: bytes, **changes: object) -> UpdateOffer:
+    sealed = loopback.devices[0].session
+    assert sealed.invitation is not None
+    fields: dict[str, object] = {
+        "update_id": frames_update_id(loopback),
+        "round": sealed.invitation.round,
+        "base_version": sealed.invitation.base_version,
+        "payload_bytes": len(payload),
+        "payload_digest": hashlib.sha256(payload).digest(),
+        "chunk_bytes": 1_024,
+        "num_examples": 10,
+        "chunks_follow": True,
+    }
+    return UpdateOffer(**(fields | changes))  # type: ignore[arg-type] # fields are named above
+
+
+def frames_update_id(loopback: Loopback) -> bytes:
+    from wire import update_id  # noqa: PLC0415 - beside its only use
+
+    return update_id("toy", 1, loopback.devices[0].session.device)
+
+
+def send(loopback: Loopback, payload: bytes) -> None:
+    message = offer(loopback, payload)
+    loopback.speak(0, message)
+    for index in range(chunk_count(len(payload), 1_024)):
+        part = payload[index * 1_024 : (index + 1) * 1_024]
+        loopback.speak(0, Chunk(message.update_id, index, part))
+
+
+def good_payload() -> bytes:
+    schema = ToyTask().model().schema
+    return encode("raw", schema.zeros(), schema, seed=0)
+
+
+def resealed(header: bytes, compressed: bytes) -> bytes:
+    """A payload whose check is right, whatever it carries."""
+    check = zlib.crc32(compressed, zlib.crc32(header[: HEADER_BYTES - 4]))
+    return header[: HEADER_BYTES - 4] + check.to_bytes(4, "little") + compressed
+
+
+def with_content(content: bytes) -> bytes:
+    good = good_payload()
+    header = good[:10] + len(content).to_bytes(4, "little") + good[14:HEADER_BYTES]
+    return resealed(header, zstandard.ZstdCompressor().compress(content))
+
+
+def not_a_number() -> bytes:
+    values = np.zeros(ToyTask().model().schema.parameters, "<f4")
+    values[5] = np.nan
+    return with_content(values.tobytes())
+
+
+def bomb() -> bytes:
+    good = good_payload()
+    return resealed(
+        good[:HEADER_BYTES], zstandard.ZstdCompressor(level=19).compress(bytes(4 << 20))
+    )
+
+
+def other_shape() -> bytes:
+    schema = ToyTask().model().schema
+    other = type(schema)(tensors=schema.tensors[:-1])
+    return encode("raw", other.zeros(), other, seed=0)
+
+
+PAYLOADS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "flipped bit": (lambda: good_payload()[:-1] + bytes((good_payload()[-1] ^ 1,)), "digest"),
+    "nan": (not_a_number, "not_finite"),
+    "wrong shape": (other_shape, "schema_mismatch"),
+    "zstd bomb": (bomb, "bad_compression"),
+    "trailing bytes": (
+        lambda: resealed(good_payload()[:HEADER_BYTES], good_payload()[HEADER_BYTES:] + b"x"),
+        "bad_compression",
+    ),
+    "second frame": (
+        lambda: resealed(good_payload()[:HEADER_BYTES], 2 * good_payload()[HEADER_BYTES:]),
+        "bad_compression",
+    ),
+    "oversized": (lambda: with_content(bytes(100_000)), "too_large"),
+    "truncated": (lambda: good_payload()[: HEADER_BYTES - 1], "truncated"),
+    "other codec": (
+        lambda: resealed(b"\x63" + good_payload()[1:HEADER_BYTES], good_payload()[HEADER_BYTES:]),
+        "unknown_codec",
+    ),
+    "too large to sum": (
+        lambda: with_content(np.full(68, 1e30, "<f4").tobytes()),
+        "not_finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", PAYLOADS)
+def test_a_bad_update_is_settled_with_its_reason_and_the_round_goes_on(
+    tmp_path: Path, attack: str
+) -> None:
+    loopback = collecting(tmp_path)
+    make, reason = PAYLOADS[attack]
+    send(loopback, make())
+    name = loopback.devices[0].session.device
+    row = loopback.coordinator.store.update(frames_update_id(loopback))
+    assert row is not None
+    assert row.receipted_at is not None
+    assert row.counted is False
+    assert row.reason is not None
+    assert row.reason.startswith(reason)
+    assert loopback.incidents()[name, row.reason] == 1
+    loopback.devices[0].session = loopback.devices[1].session  # it says no more in this round
+    loopback.devices.pop(0)
+    loopback.play()
+    assert loopback.coordinator.models.version == 1
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes((data[at] ^ 0xFF,)) + data[at + 1 :]
+
+
+FRAMES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "corrupt body": (lambda frame: flipped(frame, -1 + len(frame)), "digest_mismatch"),
+    "wrong signature": (lambda frame: flipped(frame, 20), "bad_signature"),
+    "no signature": (lambda frame: frame[:18] + bytes(64) + frame[82:], "bad_signature"),
+    "truncated": (lambda frame: frame[:-1], "truncated"),
+    "trailing": (lambda frame: frame + b"x", "trailing_bytes"),
+    "another version": (lambda frame: flipped(frame, 2), "unsupported_version"),
+    "unknown kind": (lambda frame: flipped(frame, 4), "unsupported_version"),
+    "noise": (lambda _frame: b"\x00" * 200, "malformed"),
+    "nothing": (lambda _frame: b"", "truncated"),
+}
+
+
+@pytest.mark.parametrize("attack", FRAMES)
+def test_a_bad_frame_is_counted_every_time_and_said_once(tmp_path: Path, attack: str) -> None:
+    loopback = collecting(tmp_path)
+    make, reason = FRAMES[attack]
+    message = offer(loopback, good_payload())
+    frame = frames.seal(message, loopback.address(0), loopback.signers[0])
+    for _ in range(5):
+        loopback.inject(0, make(frame))
+    name = loopback.devices[0].session.device
+    assert loopback.incidents()[name, reason] == 5
+    said = [r for r in loopback.reports if r.what == "bad_input" and r.device == name]
+    assert len(said) == 1
+    loopback.play()
+    assert loopback.coordinator.models.version == 1
+
+
+def test_a_frame_under_another_devices_topic_does_not_verify(tmp_path: Path) -> None:
+    loopback = collecting(tmp_path)
+    frame = frames.seal(offer(loopback, good_payload()), loopback.address(0), loopback.signers[0])
+    loopback.inject(1, frame)
+    assert (loopback.devices[1].session.device, "bad_signature") in loopback.incidents()
+
+
+def test_an_update_for_a_round_that_never_was_is_stale(tmp_path: Path) -> None:
+    from wire import update_id  # noqa: PLC0415 - beside its only use
+
+    loopback = collecting(tmp_path)
+    name = loopback.devices[0].session.device
+    payload = good_payload()
+    loopback.speak(0, offer(loopback, payload, round=9, update_id=update_id("toy", 9, name)))
+    row = loopback.coordinator.store.update(update_id("toy", 9, name))
+    assert row is not None
+    assert (row.counted, row.reason, row.receipted_at) == (False, "stale_round", None)
+
+
+def test_a_duplicate_with_other_bytes_changes_nothing(tmp_path: Path) -> None:
+    loopback = collecting(tmp_path)
+    payload = good_payload()
+    send(loopback, payload)
+    row = loopback.coordinator.store.update(frames_update_id(loopback))
+    send(loopback, payload)
+    loopback.speak(0, offer(loopback, payload + b"x"))
+    assert loopback.coordinator.store.update(frames_update_id(loopback)) == row
+    assert (loopback.devices[0].session.device, "duplicate") in loopback.incidents()
+
+
+def test_an_oversized_offer_is_refused_before_a_byte_of_it_is_kept(tmp_path: Path) -> None:
+    loopback = collecting(tmp_path)
+    loopback.speak(0, offer(loopback, b"x", payload_bytes=200_000_000))
+    row = loopback.coordinator.store.update(frames_update_id(loopback))
+    assert row is not None
+    assert (row.counted, row.reason) == (False, "too_large")
+
+
+def test_a_stranger_is_counted_as_nobody(tmp_path: Path) -> None:
+    loopback = collecting(tmp_path)
+    loopback.coordinator.on_frame("potluck/1/toy/0123456789abcdef/up", b"x" * 100, loopback.now_s)
+    assert loopback.incidents()["-", "unknown_sender"] == 1
+
+
+def test_work_that_comes_after_the_cohort_is_full_is_late_and_no_offence(tmp_path: Path) -> None:
+    rounds = Rounds(count=1, cohort=2, over_select=2.0, quorum=0.5)
+    loopback = Loopback(tmp_path, count=4, rounds=rounds)
+    loopback.start()
+    loopback.play()
+    while loopback.deliver():
+        pass
+    reasons = [row.reason for row in loopback.coordinator.store.updates() if not row.counted]
+    assert reasons == ["round_closed"] * 2
+    assert loopback.incidents() == {}

@@ -1,0 +1,189 @@
+"""Coordinator and devices in one thread on a wire that is a list: any order, any loss, no sleep."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from coordinator import Coordinator, FederationConfig, Store, init_state, load_identity
+from coordinator.config import Federation, Rounds
+from edge_sdk import DeviceDriver, DeviceInfo, NumpyTrainer, Trainer
+from edge_sdk.journal import Enrolment, MemoryJournal
+from edge_sdk.models import MemoryShelf
+from edge_sdk.signals import GateOpened
+from edge_sdk.work import TrainingWork
+from fleet import SeededSecrets, StubCrypto
+from wire import Manifest, Message, Report, Signer, frames
+from wire.limits import PACKET_BYTES_MAX_DEFAULT
+from wire.topics import Address, parse
+
+Packet = tuple[str, bytes]
+Tamper = Callable[[str, bytes], Sequence[bytes]]
+
+
+class ToyTask:
+    """Which of two numbers is larger: 8 features, a perceptron of 8-6-2."""
+
+    def model(self) -> Manifest:
+        """68 parameters."""
+        return NumpyTrainer.manifest(8, 6, 2, seed=3)
+
+    def trainer(self, device: DeviceInfo) -> Trainer:
+        """Forty examples a device, sixteen of them held out."""
+        chance = np.random.default_rng(device.seed)
+        x = chance.standard_normal((40, 8)).astype(np.float32)
+        y = (x[:, 0] > x[:, 1]).astype(np.int64)
+        return NumpyTrainer(x[:24], y[:24], holdout=(x[24:], y[24:]), seed=device.seed)
+
+
+def faithful(_topic: str, data: bytes) -> Sequence[bytes]:
+    """The wire as one would wish it."""
+    return (data,)
+
+
+class Loopback:
+    """A federation whose time and wire belong to the test.
+
+    Args:
+        directory: for the coordinator's real store.
+        count: devices.
+        rounds: the file's `[rounds]`.
+        order: shuffles what is under way; None delivers in order.
+        tamper: what becomes of each packet on its way: none, one or several.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        count: int,
+        rounds: Rounds,
+        order: random.Random | None = None,
+        tamper: Tamper = faithful,
+    ) -> None:
+        self.now_s = 1_000.0
+        self.crypto = StubCrypto()
+        self.reports: list[Report] = []
+        self.tamper = tamper
+        self.config = FederationConfig(federation=Federation(name="toy"), rounds=rounds)
+        self.directory = directory
+        self._order = order
+        self._wire: list[Packet] = []
+        self._works: list[tuple[DeviceDriver, TrainingWork]] = []
+        init_state(directory / "coordinator", SeededSecrets(1, "coordinator"))
+        self.coordinator = self.boot_coordinator()
+        self.signers = [
+            self.crypto.signer(SeededSecrets(1, f"device/{number}").token(32))
+            for number in range(count)
+        ]
+        self.devices = [self._device(number, signer) for number, signer in enumerate(self.signers)]
+
+    def boot_coordinator(self) -> Coordinator:
+        """A coordinator on what is on disk, as after a crash."""
+        state = self.directory / "coordinator"
+        self.coordinator = Coordinator(
+            config=self.config,
+            manifest=ToyTask().model(),
+            evaluator=None,
+            store=Store(state / "coordinator.sqlite"),
+            keys=load_identity(state, self.crypto),
+            crypto=self.crypto,
+            publish=self._send,
+            observe=self.reports.append,
+            now_s=self.now_s,
+            first_gathering=0,
+        )
+        return self.coordinator
+
+    def _device(self, number: int, signer: Signer) -> DeviceDriver:
+        name = self.coordinator.admit(signer.public_key, "unknown", self.now_s)
+        driver = DeviceDriver(
+            manifest=ToyTask().model(),
+            make_trainer=lambda: ToyTask().trainer(DeviceInfo(seed=number)),
+            journal=MemoryJournal(
+                Enrolment(name, "toy", self.coordinator.public_key, "mqtt://localhost", "", b"")
+            ),
+            shelf=MemoryShelf(),
+            enrolment=Enrolment(
+                name, "toy", self.coordinator.public_key, "mqtt://localhost", "", b""
+            ),
+            signer=signer,
+            crypto=self.crypto,
+            publish=self._send,
+            start_work=lambda work: self._works.append((driver, work)),
+            observe=lambda _report: None,
+        )
+        return driver
+
+    def _send(self, topic: str, data: bytes) -> None:
+        self._wire += [(topic, kept) for kept in self.tamper(topic, data)]
+
+    # -- what a test does --------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Everybody is there, with a full battery."""
+        self.coordinator.start(self.now_s)
+        self.coordinator.on_link_up(PACKET_BYTES_MAX_DEFAULT)
+        for device in self.devices:
+            device.on_gate(GateOpened(3_600.0), self.now_s)
+            device.on_link_up(PACKET_BYTES_MAX_DEFAULT, self.now_s)
+
+    def deliver(self) -> bool:
+        """One packet, or one piece of training; False when nothing is under way."""
+        if self._works and (not self._wire or (self._order and self._order.random() < 0.3)):
+            at = self._order.randrange(len(self._works)) if self._order else 0
+            driver, work = self._works.pop(at)
+            driver.work_done(work, work.run(), self.now_s)
+            return True
+        if not self._wire:
+            return False
+        at = self._order.randrange(len(self._wire)) if self._order else 0
+        topic, data = self._wire.pop(at)
+        if topic.endswith("/up"):
+            self.coordinator.on_frame(topic, data, self.now_s)
+            return True
+        for device in self.devices:
+            if topic in device.subscriptions:
+                device.on_frame(topic, data, self.now_s)
+        return True
+
+    def play(self, *, until_s: float = 600.0) -> None:
+        """Deliver everything, then let time pass to the next timer, until every round is closed."""
+        end_s = self.now_s + until_s
+        while self.now_s < end_s:
+            while self.deliver():
+                pass
+            over = self.coordinator.finished
+            if not over:
+                self.now_s = max(self.now_s, self._next_wake_s(end_s))
+            self.coordinator.wake(self.now_s)
+            for device in self.devices:
+                device.wake(self.now_s)
+            if over and not self.deliver():
+                return
+
+    def _next_wake_s(self, end_s: float) -> float:
+        due = [device.next_wake_s for device in self.devices]
+        due.append(self.coordinator.next_wake_s)
+        return min((at_s for at_s in due if at_s is not None), default=end_s)
+
+    def inject(self, number: int, data: bytes) -> None:
+        """Bytes on a device's uplink topic, from whomever."""
+        self.coordinator.on_frame(self.address(number).topic, data, self.now_s)
+
+    def speak(self, number: int, message: Message) -> None:
+        """A message that a device has signed, whatever its own driver thinks."""
+        self.inject(number, frames.seal(message, self.address(number), self.signers[number]))
+
+    def address(self, number: int) -> Address:
+        """A device's uplink."""
+        return parse(self.devices[number].subscriptions[0].replace("/down", "/up"))
+
+    def incidents(self) -> dict[tuple[str, str], int]:
+        """Typed errors so far: (device, reason) -> how often."""
+        self.coordinator.stop()
+        return {
+            (row["device"], row["reason"]): row["count"]
+            for row in self.coordinator.store.incidents()
+        }
