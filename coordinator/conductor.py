@@ -45,6 +45,7 @@ from wire import (
     Report,
     WakeAt,
     Woke,
+    chunk_bytes_for,
 )
 from wire.messages import Message, Settled
 
@@ -97,6 +98,7 @@ class Conductor:
     ) -> None:
         self.round = rounds.RoundState()
         self.timers: dict[str, float] = {}
+        self.chunk_bytes_max = chunk_bytes_for(config.broker.packet_bytes_max)
         self._config = config
         self._store = store
         self._models = models
@@ -233,6 +235,7 @@ class Conductor:
             invited={lease.device: lease.check_in for lease in chosen},
             opened_at_s=now_s,
             deadline_at_s=deadline_at_s,
+            chunk_bytes_max=self.chunk_bytes_max,
         )
         for lease in chosen:
             self._leases.end(lease.device)

@@ -140,6 +140,7 @@ def _invite(opened: RoundOpened, device: str, check_in: int, now_s: float) -> Pu
         plan=opened.plan,
         codec=opened.codec,
         deadline_s=max(opened.deadline_at_s - now_s, 0.001),
+        chunk_bytes_max=opened.chunk_bytes_max,
     )
     return Publish(message, device)
 
@@ -200,10 +201,7 @@ def _open(state: RoundState, event: Open, now_s: float) -> Step:
         Persist(opened),
         WakeAt(DEADLINE, opened.deadline_at_s),
         Report("round_opened", f"round {opened.round}: {len(opened.invited)} invited"),
-        *(
-            _invite(opened, device, check_in, now_s)
-            for device, check_in in opened.invited.items()
-        ),
+        *(_invite(opened, device, check_in, now_s) for device, check_in in opened.invited.items()),
     )
 
 
@@ -251,10 +249,14 @@ def _again(state: RoundState, update_id: bytes) -> tuple[Effect, ...]:
 
 
 def _accepted(state: RoundState, event: Accepted, now_s: float) -> Step:
+    if state.updates.get(event.update_id) is not UpdateState.STORED:
+        return state, ()
     return _close_if_over(_with_update(state, event.update_id, UpdateState.ACCEPTED), now_s)
 
 
 def _rejected(state: RoundState, event: Rejected, now_s: float) -> Step:
+    if state.updates.get(event.update_id) is not UpdateState.STORED:
+        return state, ()
     after = _with_update(state, event.update_id, UpdateState.NOT_COUNTED, event.reason)
     settled = UpdateSettled(event.update_id, _opened(state).round, event.reason, now_s)
     effects: tuple[Effect, ...] = (
@@ -318,18 +320,16 @@ def _committed(state: RoundState, event: Committed, _now_s: float) -> Step:
 # -- the table -----------------------------------------------------------------------------------
 
 _P = Phase
-_OPEN_OR_OVER = (_P.INVITING, _P.COLLECTING, _P.CLOSING, _P.ABANDONED)
+_OVER = (_P.CLOSING, _P.ABANDONED)
 
 
-def _open_rows() -> dict[type, Rule[RoundState]]:
+def _open_rows(here: Phase, over: tuple[Phase, ...]) -> dict[type, Rule[RoundState]]:
     """What `INVITING` and `COLLECTING` both do: they differ in whether an update has come."""
     return {
-        UpdateArrived: Rule(_arrived, (_P.INVITING, _P.COLLECTING)),
-        Accepted: Rule(_accepted, _OPEN_OR_OVER),
-        Rejected: Rule(_rejected, _OPEN_OR_OVER),
-        InviteeLost: Rule(_invitee_lost, _OPEN_OR_OVER),
-        DeviceAsks: Rule(_asks, (_P.INVITING, _P.COLLECTING)),
-        Woke: Rule(_woke, _OPEN_OR_OVER),
+        UpdateArrived: Rule(_arrived, (_P.COLLECTING,)),
+        InviteeLost: Rule(_invitee_lost, (here, *over)),
+        DeviceAsks: Rule(_asks, (here,)),
+        Woke: Rule(_woke, (here, *over)),
     }
 
 
@@ -349,8 +349,12 @@ TABLE: Final[Table[RoundState]] = MappingProxyType(
             Open: Rule(_open, (_P.INVITING,)),
             Resume: Rule(_resume, (_P.COLLECTING,)),
         },
-        _P.INVITING: _open_rows(),
-        _P.COLLECTING: _open_rows(),
+        _P.INVITING: _open_rows(_P.INVITING, (_P.ABANDONED,)),
+        _P.COLLECTING: _open_rows(_P.COLLECTING, _OVER)
+        | {
+            Accepted: Rule(_accepted, (_P.COLLECTING, *_OVER)),
+            Rejected: Rule(_rejected, (_P.COLLECTING, *_OVER)),
+        },
         _P.CLOSING: _closed_rows(_P.CLOSING) | {Committed: Rule(_committed, (_P.COMMITTED,))},
         _P.COMMITTED: _closed_rows(_P.COMMITTED),
         _P.ABANDONED: _closed_rows(_P.ABANDONED),

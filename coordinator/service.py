@@ -140,7 +140,7 @@ class Coordinator:
         self._inbox = Inbox(self.models.payload_bytes_max)
         self._incidents: dict[tuple[str, str], tuple[int, str]] = {}
         self._logged: set[tuple[str, str]] = set()
-        self._chunk_bytes = chunk_bytes_for(config.broker.packet_bytes_max)
+        self._chunk_bytes = self.rounds.chunk_bytes_max
         self._recalled = False
 
     # -- what whoever runs it calls ----------------------------------------------------------
@@ -187,7 +187,7 @@ class Coordinator:
 
     def on_link_up(self, packet_bytes_max: int) -> None:
         """The broker is there, and takes packets of this size."""
-        self._chunk_bytes = chunk_bytes_for(packet_bytes_max)
+        self._chunk_bytes = self.rounds.chunk_bytes_max = chunk_bytes_for(packet_bytes_max)
         if not self._recalled:
             self._recalled = True
             self._recall()
@@ -350,14 +350,14 @@ class Coordinator:
             from_version=bundle.from_version,
             payload_bytes=len(bundle.payload),
             payload_digest=payload_digest,
-            chunk_bytes=self._chunk_bytes,
+            chunk_bytes=min(self._chunk_bytes, message.chunk_bytes_max),
             model_digest=digest,
         )
         self._publish(offer, device)
-        count = chunk_count(len(bundle.payload), self._chunk_bytes)
+        count = chunk_count(len(bundle.payload), offer.chunk_bytes)
         held = message.received if message.transfer_id == offer.transfer_id else b""
         for index in missing(held, count):
-            data = split(bundle.payload, self._chunk_bytes, index)
+            data = split(bundle.payload, offer.chunk_bytes, index)
             self._publish(Chunk(offer.transfer_id, index, data), device)
 
     def _offer(self, device: str, message: UpdateOffer, now_s: float) -> None:

@@ -30,6 +30,7 @@ class RoundOpened(msgspec.Struct, frozen=True):
     invited: dict[str, int]
     opened_at_s: float
     deadline_at_s: float
+    chunk_bytes_max: int
 
 
 class UpdateStored(msgspec.Struct, frozen=True):

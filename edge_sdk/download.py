@@ -28,13 +28,14 @@ class Download:
         self._offer: ModelOffer | None = None
         self._reassembly: Reassembly | None = None
 
-    def request(self) -> FetchRequest:
+    def request(self, chunk_bytes_max: int) -> FetchRequest:
         """What to send, now or again: it says which chunks have arrived."""
         if self._offer is None or self._reassembly is None:
-            return FetchRequest(self.version, self.have_version)
+            return FetchRequest(self.version, self.have_version, chunk_bytes_max)
         return FetchRequest(
             self.version,
             self.have_version,
+            chunk_bytes_max,
             self._offer.transfer_id,
             self._reassembly.received,
         )

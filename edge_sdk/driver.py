@@ -296,9 +296,9 @@ class DeviceDriver:
         payload = self._journal.sealed_payload(effect.update_id)
         if payload is None:
             raise LocalProtocolError("the journal has lost a sealed update")
-        chunk_bytes = self.session.chunk_bytes
-        for index in missing(effect.received, chunk_count(len(payload), chunk_bytes)):
-            self._send(Chunk(effect.update_id, index, split(payload, chunk_bytes, index)))
+        for index in missing(effect.received, chunk_count(len(payload), effect.chunk_bytes)):
+            data = split(payload, effect.chunk_bytes, index)
+            self._send(Chunk(effect.update_id, index, data))
 
     # -- models ------------------------------------------------------------------------------
 
@@ -329,7 +329,7 @@ class DeviceDriver:
             # Deltas lead forward only; a device that is asked back takes the whole model.
             have = have if have < version and self._load(have) is not None else -1
             download = self._downloads[version] = Download(version, digest, have, self.schema)
-        self._send(download.request())
+        self._send(download.request(self.session.chunk_bytes))
 
     def _finish_download(self, download: Download, now_s: float) -> None:
         try:
@@ -342,7 +342,7 @@ class DeviceDriver:
             # What is held may be what is wrong: once more, from nothing.
             again = Download(download.version, download.digest, -1, self.schema)
             self._downloads[download.version] = again
-            self._send(again.request())
+            self._send(again.request(self.session.chunk_bytes))
             return
         del self._downloads[download.version]
         self._shelf.save(download.version, tensors)

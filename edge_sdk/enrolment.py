@@ -23,6 +23,7 @@ from wire import (
     Signer,
     TlsFiles,
     coordinator_id,
+    device_id,
     frames,
     token_proof,
     topics,
@@ -80,6 +81,8 @@ class Asking:
         except RemoteProtocolError:
             return None
         if isinstance(message, Enrolled):
+            if message.device != device_id(self.signer.public_key):
+                return None  # two devices try one token, and this is the other's answer
             return Enrolment(
                 device=message.device,
                 federation=message.federation,
@@ -149,7 +152,8 @@ def _ask(asking: Asking, broker: str, directory: Path, give_up_at_s: float) -> E
     address = BrokerAddress.parse(broker)
     link = MqttLink(
         address,
-        f"enrol-{asking.token.token_id}",
+        # By device, not by token: two that try the same one must not throw each other out.
+        f"enrol-{device_id(asking.signer.public_key)}",
         subscriptions=(asking.down.topic,),
         on_message=on_message,
         on_up=lambda _bytes: answers.put("up"),

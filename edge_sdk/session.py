@@ -210,10 +210,15 @@ def _check_in(s: Session, now_s: float) -> Step:
     return s, (Publish(available), WakeAt(CHECK_IN, now_s + LEASE_REFRESH * window_s))
 
 
-def _answer_s(s: Session, payload_bytes: int) -> float:
+def _answer_s(s: Session, bytes_under_way: int) -> float:
     """How long to wait for an answer before asking again: doubles with every try."""
-    first_s = ANSWER_S_MIN + payload_bytes / SLOW_LINK_BYTES_PER_S
-    return float(min(first_s * 2.0 ** min(s.offers, 10), max(ANSWER_S_MAX, first_s)))
+    patience_s = min(ANSWER_S_MIN * 2.0 ** min(max(s.offers - 1, 0), 10), ANSWER_S_MAX)
+    return float(patience_s + bytes_under_way / SLOW_LINK_BYTES_PER_S)
+
+
+def _chunk_bytes(s: Session, sealed: SealedUpdate) -> int:
+    """What both ends of the way let through."""
+    return min(s.chunk_bytes, sealed.chunk_bytes_max)
 
 
 def _offer(s: Session, now_s: float) -> Step:
@@ -227,15 +232,17 @@ def _offer(s: Session, now_s: float) -> Step:
         base_version=sealed.base_version,
         payload_bytes=sealed.payload_bytes,
         payload_digest=sealed.payload_digest,
-        chunk_bytes=s.chunk_bytes,
+        chunk_bytes=_chunk_bytes(s, sealed),
         num_examples=sealed.num_examples,
         chunks_follow=s.offers == 0,
         metrics=sealed.metrics,
     )
-    again = WakeAt(OFFER_AGAIN, now_s + _answer_s(s, sealed.payload_bytes))
+    # A question is small, and may be lost with a broker that comes back before its subscribers.
+    under_way = sealed.payload_bytes if offer.chunks_follow else 0
+    again = WakeAt(OFFER_AGAIN, now_s + _answer_s(s, under_way))
     effects: tuple[Effect, ...] = (Publish(offer), again)
     if s.offers == 0:
-        effects = (Publish(offer), SendChunks(sealed.update_id, b""), again)
+        effects = (Publish(offer), SendChunks(sealed.update_id, b"", offer.chunk_bytes), again)
     return replace(s, phase=Phase.UPLOADING, offers=s.offers + 1), effects
 
 
@@ -328,7 +335,7 @@ def _come_back(s: Session, event: ComeBackAt, now_s: float) -> Step:
 
 
 def _invited(s: Session, event: Invite, now_s: float) -> Step:
-    if event.check_in < s.boot << 32 or event.check_in > s.check_in:
+    if not s.boot << 32 < event.check_in <= s.check_in:
         return s, (
             Report("invite_ignored", f"round {event.round} answers another boot's check-in"),
         )
@@ -360,7 +367,14 @@ def _train(s: Session) -> Step:
     update_id = update_id_of(s.federation, invite.round, s.device)
     return replace(s, phase=Phase.TRAINING), (
         CancelWake(FETCH_AGAIN),
-        Train(invite.round, invite.base_version, invite.plan, invite.codec, update_id),
+        Train(
+            invite.round,
+            invite.base_version,
+            invite.plan,
+            invite.codec,
+            update_id,
+            invite.chunk_bytes_max,
+        ),
     )
 
 
@@ -467,7 +481,7 @@ def _upload_status(s: Session, event: UploadStatus, now_s: float) -> Step:
         return s, ()
     wait_s = _answer_s(s, s.sealed.payload_bytes)
     return s, (
-        SendChunks(event.update_id, event.received),
+        SendChunks(event.update_id, event.received, _chunk_bytes(s, s.sealed)),
         WakeAt(OFFER_AGAIN, now_s + wait_s),
     )
 
@@ -567,11 +581,15 @@ def _rows(
     return common | rows
 
 
-_BETWEEN_WORK: dict[type, Rule[Session]] = {
-    Woke: Rule(_woke_check_in, (_P.IDLE, _P.SETTLED, _P.DECLINED, _P.DISCARDED)),
-    LinkUp: Rule(_link_up_speak, _RESTING),
-    GateOpened: Rule(_gate_open_speak, (_P.IDLE, _P.SETTLED, _P.DECLINED, _P.DISCARDED)),
-}
+def _between_work(phase: Phase) -> dict[type, Rule[Session]]:
+    """What the phases do in which there is no work, and a check-in may be due."""
+    stay_or_rest = tuple(dict.fromkeys((phase, _P.IDLE)))
+    return {
+        Woke: Rule(_woke_check_in, stay_or_rest),
+        LinkUp: Rule(_link_up_speak, _RESTING),
+        GateOpened: Rule(_gate_open_speak, stay_or_rest),
+    }
+
 
 _WORKING: dict[type, Rule[Session]] = {
     GateClosed: Rule(_gate_close_working, _OVER),
@@ -584,7 +602,7 @@ TABLE: Final[Table[Session]] = MappingProxyType(
         ),
         _P.IDLE: _rows(
             _P.IDLE,
-            _BETWEEN_WORK
+            _between_work(_P.IDLE)
             | {
                 GateClosed: Rule(_gate_close_idle, _RESTING),
                 ComeBackAt: Rule(_come_back, _RESTING),
@@ -637,9 +655,9 @@ TABLE: Final[Table[Session]] = MappingProxyType(
                 Woke: Rule(_woke_uploading, (_P.UPLOADING,)),
             },
         ),
-        _P.SETTLED: _rows(_P.SETTLED, _BETWEEN_WORK),
-        _P.DECLINED: _rows(_P.DECLINED, _BETWEEN_WORK),
-        _P.DISCARDED: _rows(_P.DISCARDED, _BETWEEN_WORK),
+        _P.SETTLED: _rows(_P.SETTLED, _between_work(_P.SETTLED)),
+        _P.DECLINED: _rows(_P.DECLINED, _between_work(_P.DECLINED)),
+        _P.DISCARDED: _rows(_P.DISCARDED, _between_work(_P.DISCARDED)),
         _P.REVOKED: _rows(_P.REVOKED, {}, enrolled=False),
     }
 )

@@ -23,6 +23,7 @@ class SealedUpdate(msgspec.Struct, frozen=True):
     payload_bytes: int
     payload_digest: bytes
     num_examples: int
+    chunk_bytes_max: int
     metrics: dict[str, float] = {}
 
 
@@ -63,6 +64,7 @@ class Train(Effect):
     plan: Plan
     codec: str
     update_id: bytes
+    chunk_bytes_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class SendChunks(Effect):
 
     update_id: bytes
     received: bytes
+    chunk_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

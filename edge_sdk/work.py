@@ -88,6 +88,7 @@ class TrainingWork:
             payload_bytes=len(self.payload),
             payload_digest=hashlib.sha256(self.payload).digest(),
             num_examples=int(result.num_examples),
+            chunk_bytes_max=order.chunk_bytes_max,
             metrics=_metrics(measured, result),
         )
         return Trained(sealed)

@@ -37,5 +37,9 @@ def clip_l2(tensors: Mapping[str, NDArray[np.float32]], clip_norm: float) -> Ten
     if norm <= clip_norm:
         return dict(tensors)
     # A hair below, so that float32's rounding does not lift the norm above the bound again.
-    factor = np.float32(clip_norm / norm * (1.0 - 1e-6))
-    return {name: values * factor for name, values in tensors.items()}
+    factor = clip_norm / norm * (1.0 - 1e-6)
+    # In float64: the factor of an update that exploded is below float32's normal range.
+    return {
+        name: np.asarray(np.multiply(values, factor, dtype=np.float64), np.float32)
+        for name, values in tensors.items()
+    }

@@ -14,6 +14,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from quantization.payload import decode
 from wire import Schema, Tensors, limits
 from wire.errors import (
@@ -73,6 +75,8 @@ def unpack_bundle(data: bytes) -> Bundle:
         raise UnsupportedVersionError(f"bundle layout {layout} is not known")
     if not 1 <= count <= limits.DELTAS_PER_BUNDLE_MAX:
         raise TooLargeError(f"{count} steps, 1 to {limits.DELTAS_PER_BUNDLE_MAX}")
+    if from_version < -1:
+        raise RemoteProtocolError(f"a bundle from version {from_version}")
     at, last, steps = _HEAD.size, from_version, []
     for _ in range(count):
         if len(data) - at < _STEP.size:
@@ -95,11 +99,20 @@ def apply_bundle(bundle: Bundle, schema: Schema, held: Tensors) -> Tensors:
 
     Raises:
         RemoteProtocolError: a payload is not one of this schema.
+        SchemaMismatchError: `held` is not, and the bundle starts from it.
+        NotFiniteError: a sum leaves float32.
     """
+    if bundle.from_version >= 0:
+        schema.check(held)
     tensors = held
     for step in bundle.steps:
         change = decode(step.payload, schema)
         # The first step from nothing is the model itself: 0.0 + -0.0 would be another bit pattern.
         whole = bundle.from_version < 0 and step is bundle.steps[0]
-        tensors = change if whole else {name: tensors[name] + change[name] for name in change}
+        if whole:
+            tensors = change
+            continue
+        with np.errstate(over="ignore"):
+            tensors = {name: tensors[name] + change[name] for name in change}
+        schema.check(tensors)
     return tensors

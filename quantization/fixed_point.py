@@ -86,7 +86,11 @@ class FixedPointSum:
         Raises:
             LocalProtocolError: other bounds, or too many updates together.
         """
-        if (self.schema, self.fraction_bits) != (other.schema, other.fraction_bits):
+        if (self.schema, self.weight_cap, self.updates_max) != (
+            other.schema,
+            other.weight_cap,
+            other.updates_max,
+        ):
             raise LocalProtocolError("sums of other schemas or bounds do not add")
         if self.count + other.count > self.updates_max:
             raise LocalProtocolError(f"more than {self.updates_max} updates together")

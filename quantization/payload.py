@@ -141,6 +141,9 @@ def _decompress(data: bytes, content_bytes: int) -> bytes:
         declared = zstandard.frame_content_size(data)
         if declared != content_bytes:
             raise BadCompressionError(f"zstd declares {declared} bytes, the header {content_bytes}")
+        if not content_bytes and data != zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(b""):
+            # `decompress` returns at once when nothing is declared, whatever follows.
+            raise BadCompressionError("an empty frame that is none")
         return zstandard.ZstdDecompressor().decompress(
             data, max_output_size=content_bytes, allow_extra_data=False
         )

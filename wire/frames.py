@@ -154,15 +154,16 @@ def decode(frame: Frame, address: Address) -> Message:
     """
     try:
         message = cast("Message", _decoders[frame.kind].decode(frame.body))
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"{MESSAGES[frame.kind].__name__}: {error}") from error
     if message.UPLINK is not None and (address.direction == "up") != message.UPLINK:
         raise RemoteProtocolError(f"{type(message).__name__} does not travel {address.direction}")
     if not is_finite(message):
         raise NotFiniteError(f"{type(message).__name__} has a number that is not finite")
     # One message, one encoding: within our own minor version anything else is padding or a field
-    # that we do not know, and both are rejected. A newer minor may append fields.
-    if frame.minor <= limits.PROTOCOL_MINOR and _encoder.encode(message) != frame.body:
+    # that we do not know, and both are rejected. A newer minor may have appended fields, and an
+    # older one lacks those that ours has.
+    if frame.minor == limits.PROTOCOL_MINOR and _encoder.encode(message) != frame.body:
         raise RemoteProtocolError(f"{type(message).__name__} is not in canonical form")
     return message
 

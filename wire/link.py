@@ -60,7 +60,8 @@ class BrokerAddress:
             port = parts.port
         except ValueError as error:
             raise BrokerAddressError(f"broker URL {url!r}: {error}") from error
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+        plain = (parts.path.strip("/"), parts.query, parts.fragment, parts.username, parts.password)
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or any(plain) or port == 0:
             raise BrokerAddressError(
                 f"broker URL {url!r}: write mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
             )
@@ -183,7 +184,9 @@ class MqttLink:
             return None
         properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's
         properties.SessionExpiryInterval = 0
-        properties.MaximumPacketSize = self._packet_bytes_max
+        # Brokers drop what is larger in silence, so this is a guard against floods and not the
+        # limit that senders go by: that one travels in Invite and FetchRequest.
+        properties.MaximumPacketSize = max(self._packet_bytes_max, limits.PACKET_BYTES_MAX_DEFAULT)
         return properties
 
     # -- running -----------------------------------------------------------------------------
@@ -296,10 +299,6 @@ class MqttLink:
         client._max_inflight_messages = min(  # noqa: SLF001 - CONNACK comes with the connection
             limits.CHUNKS_IN_FLIGHT_MAX, inflight or limits.CHUNKS_IN_FLIGHT_MAX
         )
-        # What was under way when the last connection broke is sent again by paho: it is traffic.
-        again = [size for info, size in tuple(self._pending) if not _is_acknowledged(info)]
-        self.traffic.sent_bytes += sum(again)
-        self.traffic.sent_packets += len(again)
         _result, mid = client.subscribe([(topic, 1) for topic in self._subscriptions])
         self._subscribing = {mid} if mid is not None else set()
 
@@ -325,15 +324,25 @@ class MqttLink:
 
     def _disconnected(
         self,
-        _client: Client,
+        client: Client,
         _userdata: Any,
         _flags: DisconnectFlags,
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
         was_up, self.up = self.up, False
+        self._drop_what_waits(client)
         if was_up:
             self._on_down(str(reason))
+
+    def _drop_what_waits(self, client: Client) -> None:
+        """Forget what was under way: machines send it again, and only what is missing.
+
+        Left to itself paho sends its queue again, some of it twice, and can lose count of its own
+        window on the way: with more waiting than the window it then sends nothing any more.
+        """
+        client.drop_out_messages()
+        self._pending.clear()
 
     def _published(
         self,

@@ -137,7 +137,8 @@ class Manifest:
                 raise ManifestError(
                     f"tensor name {name!r}: 1 to {limits.NAME_CHARS_MAX} characters"
                 )
-            array = np.ascontiguousarray(value, dtype=np.float32).reshape(np.shape(value))
+            with np.errstate(over="ignore"):
+                array = np.ascontiguousarray(value, dtype=np.float32).reshape(np.shape(value))
             if array.ndim > limits.TENSOR_RANK_MAX:
                 raise ManifestError(f"{name}: rank {array.ndim}, at most {limits.TENSOR_RANK_MAX}")
             if not np.isfinite(array).all():
@@ -184,6 +185,9 @@ def check_schema(schema: Schema) -> None:
             raise TooLargeError(f"{spec.name[:64]}: name or rank passes its bound")
         if any(dimension < 0 for dimension in spec.shape):
             raise SchemaMismatchError(f"{spec.name}: negative dimension in {list(spec.shape)}")
+        # An empty tensor may hide a dimension that no array can have.
+        if math.prod(filter(None, spec.shape)) > limits.MODEL_PARAMETERS_MAX:
+            raise TooLargeError(f"{spec.name}: dimensions {list(spec.shape)} pass their bound")
     if schema.parameters > limits.MODEL_PARAMETERS_MAX:
         raise TooLargeError(
             f"{schema.parameters} parameters, at most {limits.MODEL_PARAMETERS_MAX}"

@@ -17,7 +17,7 @@ from wire import limits
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
 Text: TypeAlias = Annotated[str, Meta(max_length=limits.REASON_CHARS_MAX)]
-Reason: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Reason: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
 Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Id: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
@@ -97,12 +97,16 @@ class Declined(Body, frozen=True, array_like=True):
 
 
 class FetchRequest(Body, frozen=True, array_like=True):
-    """A device asks for a model. `received` is a bitmap of the chunks of `transfer_id` it has."""
+    """A device asks for a model, in chunks of at most `chunk_bytes_max`.
+
+    `received` is a bitmap of the chunks of `transfer_id` that it has.
+    """
 
     KIND = 4
     UPLINK = True
     want_version: Count
     have_version: Annotated[int, Meta(ge=-1, le=2**53)]
+    chunk_bytes_max: Bytes
     transfer_id: Annotated[bytes, Meta(max_length=16)] = b""
     received: Annotated[bytes, Meta(max_length=limits.CHUNKS_PER_TRANSFER_MAX // 8)] = b""
 
@@ -187,7 +191,10 @@ class Refused(Body, frozen=True, array_like=True):
 
 
 class Invite(Body, frozen=True, array_like=True):
-    """The answer to check-in `check_in`: train on `base_version`, deliver within `deadline_s`."""
+    """The answer to check-in `check_in`: train on `base_version`, deliver within `deadline_s`.
+
+    The update's chunks have at most `chunk_bytes_max` bytes: what the coordinator's link lets in.
+    """
 
     KIND = 66
     UPLINK = False
@@ -198,6 +205,7 @@ class Invite(Body, frozen=True, array_like=True):
     plan: Plan
     codec: Name
     deadline_s: Annotated[float, Meta(gt=0.0, le=limits.DEADLINE_S_MAX)]
+    chunk_bytes_max: Bytes
 
 
 class ComeBackAt(Body, frozen=True, array_like=True):

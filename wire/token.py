@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from wire.errors import PotluckError
 
-_Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+_Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class TokenFileError(PotluckError):
@@ -18,7 +18,7 @@ class TokenFileError(PotluckError):
 class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A one-time token: `secret` proves it, `coordinator_key` is whom the device will believe."""
 
-    token_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+    token_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
     secret: _Hex32
     broker: str
     ca: str
@@ -42,7 +42,7 @@ def read_tokens(path: Path) -> list[Token]:
             continue
         try:
             tokens.append(msgspec.json.decode(line, type=Token))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TokenFileError(f"{path}:{number}: not an enrolment token ({error})") from error
     if not tokens:
         raise TokenFileError(f"{path}: holds no token; make some with `potluck enroll`")

@@ -18,6 +18,7 @@ from wire.errors import RemoteProtocolError, UnknownSenderError
 _ROOT = f"potluck/{limits.PROTOCOL_MAJOR}"
 _FEDERATION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _DEVICE = re.compile(r"[0-9a-f]{16}\Z")
+_LEVELS_MIN = 5
 
 Direction = Literal["up", "down"]
 
@@ -41,6 +42,14 @@ def federation_name_is_valid(name: str) -> bool:
     return bool(_FEDERATION.match(name)) and name != "enrol"
 
 
+def _scope_is_valid(scope: str) -> bool:
+    """A federation's name, or "enrol/" and a coordinator's id."""
+    kind, _, coordinator = scope.partition("/")
+    if kind == "enrol":
+        return bool(_DEVICE.match(coordinator))
+    return federation_name_is_valid(scope)
+
+
 def enrolment_scope(coordinator: str) -> str:
     """The scope under which tokens of one coordinator are redeemed."""
     return f"enrol/{coordinator}"
@@ -61,11 +70,10 @@ def parse(topic: str) -> Address:
     if len(topic) > limits.TOPIC_BYTES_MAX:
         raise RemoteProtocolError(f"topic of {len(topic)} characters")
     levels = topic.split("/")
-    if len(levels) > limits.TOPIC_LEVELS_MAX or "/".join(levels[:2]) != _ROOT:
+    if not _LEVELS_MIN <= len(levels) <= limits.TOPIC_LEVELS_MAX or "/".join(levels[:2]) != _ROOT:
         raise RemoteProtocolError(f"not a topic of this protocol: {topic[:64]!r}")
     scope, (device, direction) = "/".join(levels[2:-2]), levels[-2:]
-    expected = 2 if levels[2] == "enrol" else 1
-    if len(levels) - 4 != expected or direction not in ("up", "down"):
+    if not _scope_is_valid(scope) or direction not in ("up", "down"):
         raise RemoteProtocolError(f"not a topic of this protocol: {topic[:64]!r}")
     if not _DEVICE.match(device):
         raise UnknownSenderError(f"{device[:64]!r} is not a device id")
