@@ -8,13 +8,12 @@ one after the other and is the only one that touches the driver, the journal and
 import contextlib
 import logging
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.enrolment import EnrolmentError, enrol, tls_files
@@ -26,11 +25,9 @@ from edge_sdk.signals import ForgetUpdate, GateClosed, GateOpened
 from edge_sdk.trainer import DeviceInfo, Model, Task, load_task
 from edge_sdk.work import TrainingWork
 from wire import (
-    BrokerAddress,
     Crypto,
     Ed25519,
     Manifest,
-    MqttLink,
     PotluckError,
     Report,
     SecretSource,
@@ -38,6 +35,9 @@ from wire import (
 )
 from wire.lock import InstanceLock
 from wire.token import read_tokens
+
+if TYPE_CHECKING:
+    from wire import MqttLink
 
 GATE_EVERY_S: Final = 5.0
 # What was spent reaches the journal this often: flash wears out by writing.
@@ -262,6 +262,8 @@ class Device:
             self._inbox.put(_Running.leave)
             confirmed = self._revoked.wait(timeout_s)
         self.stop()
+        import shutil  # noqa: PLC0415 - once in a device's life
+
         shutil.rmtree(self.state_dir, ignore_errors=True)
         self._model = None
         return confirmed
@@ -291,6 +293,8 @@ class Device:
         return Model(version if shared else 0, tensors, path, manifest.artefact)
 
     def _prepare(self) -> "_Running":
+        from wire import BrokerAddress, MqttLink  # noqa: PLC0415 - paho-mqtt, loaded when it is used
+
         manifest = self._task_manifest()
         self.state_dir.mkdir(parents=True, exist_ok=True)
         lock = InstanceLock(self.state_dir)
@@ -367,7 +371,7 @@ class _Running:
     """What exists while a device runs; everything but the link's callbacks is on one thread."""
 
     driver: DeviceDriver
-    link: MqttLink
+    link: "MqttLink"
 
     def __init__(
         self,

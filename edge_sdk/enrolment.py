@@ -10,18 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edge_sdk.journal import Enrolment
 from wire import (
     Address,
-    BrokerAddress,
     Crypto,
-    MqttLink,
     PotluckError,
     RemoteProtocolError,
     Signer,
-    TlsFiles,
     coordinator_id,
     device_id,
     frames,
@@ -30,6 +27,9 @@ from wire import (
 )
 from wire.messages import Enrolled, EnrolRequest, Refused
 from wire.token import Token
+
+if TYPE_CHECKING:
+    from wire import BrokerAddress, TlsFiles
 
 ASK_AGAIN_S: Final = 2.0
 CA_FILE: Final = "ca.pem"
@@ -94,10 +94,12 @@ class Asking:
         return message if isinstance(message, Refused) else None
 
 
-def tls_files(address: BrokerAddress, ca: str, directory: Path) -> TlsFiles | None:
+def tls_files(address: "BrokerAddress", ca: str, directory: Path) -> "TlsFiles | None":
     """The CA that a token brought, as the file that TLS wants; None without TLS."""
     if not address.tls:
         return None
+    from wire import TlsFiles  # noqa: PLC0415 - paho-mqtt, loaded when it is used
+
     path = directory / CA_FILE
     path.write_text(ca)
     return TlsFiles(str(path))
@@ -142,6 +144,8 @@ def enrol(
 
 
 def _ask(asking: Asking, broker: str, directory: Path, give_up_at_s: float) -> Enrolment | Refused:
+    from wire import BrokerAddress, MqttLink  # noqa: PLC0415 - paho-mqtt, loaded when it is used
+
     answers: queue.SimpleQueue[Enrolment | Refused | str] = queue.SimpleQueue()
 
     def on_message(topic: str, data: bytes) -> None:

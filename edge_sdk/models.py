@@ -142,7 +142,8 @@ class FileShelf:
 def _read(path: Path) -> Tensors:
     """What a file of arrays holds; nothing when it is not there or not one."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # np.load leaves a damaged file open when it is given the path.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}

@@ -656,7 +656,11 @@ TABLE: Final[Table[Session]] = MappingProxyType(
             },
         ),
         _P.SETTLED: _rows(_P.SETTLED, _between_work(_P.SETTLED)),
-        _P.DECLINED: _rows(_P.DECLINED, _between_work(_P.DECLINED)),
+        _P.DECLINED: _rows(
+            _P.DECLINED,
+            # Only a closed gate declines, so its opening always leads on.
+            _between_work(_P.DECLINED) | {GateOpened: Rule(_gate_open_speak, _RESTING)},
+        ),
         _P.DISCARDED: _rows(_P.DISCARDED, _between_work(_P.DISCARDED)),
         _P.REVOKED: _rows(_P.REVOKED, {}, enrolled=False),
     }

@@ -5,6 +5,8 @@ signatures, bounds, errors, the effects that machines ask for and the table that
 the one link to a broker. Floor 0: it imports nothing of potluck.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from wire.chunks import Reassembly, chunk_bytes_for, chunk_count
 from wire.effects import CancelWake, Effect, Persist, Publish, Report, WakeAt, Woke
 from wire.errors import (
@@ -28,12 +30,14 @@ from wire.errors import (
     UnsupportedVersionError,
 )
 from wire.identity import coordinator_id, device_id, token_proof, update_id
-from wire.link import BrokerAddress, BrokerAddressError, MqttLink, TlsFiles, Traffic
 from wire.machine import IllegalStepError, Rule, Table, advance, draw
 from wire.manifest import Manifest, ManifestError, Schema, Tensors, TensorSpec, tensors_digest
 from wire.messages import Message, Plan
 from wire.signing import Crypto, Ed25519, SecretSource, Signer, SystemSecrets
 from wire.topics import Address
+
+if TYPE_CHECKING:
+    from wire.link import BrokerAddress, BrokerAddressError, MqttLink, TlsFiles, Traffic
 
 __all__ = [
     "Address",
@@ -93,3 +97,18 @@ __all__ = [
     "token_proof",
     "update_id",
 ]
+
+_LINK = frozenset({"BrokerAddress", "BrokerAddressError", "MqttLink", "TlsFiles", "Traffic"})
+
+
+def __getattr__(name: str) -> Any:
+    """Load paho-mqtt with the first thing that needs it: an app that only reads its model does not.
+
+    Raises:
+        AttributeError: no such name.
+    """
+    if name in _LINK:
+        from wire import link  # noqa: PLC0415 - that is the point
+
+        return getattr(link, name)
+    raise AttributeError(f"module 'wire' has no attribute {name!r}")

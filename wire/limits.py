@@ -18,8 +18,6 @@ PACKET_OVERHEAD_BYTES: Final = 1_024
 TOPIC_LEVELS_MAX: Final = 7
 TOPIC_BYTES_MAX: Final = 256
 
-# Frame header: a context of short names and numbers.
-CONTEXT_BYTES_MAX: Final = 512
 # Anything but a chunk is a small record; a certificate of a few KB is the largest.
 MESSAGE_BYTES_MAX: Final = 65_536
 # Names: federations, devices, tensors, classes. 64 is the DNS label's bound plus one.

@@ -177,6 +177,9 @@ class _Reader:
         inner = _struct_in(hint)
         if inner is not None and isinstance(value, dict):
             return self.table(inner, value, key_path)
+        item = _item_struct_in(hint)
+        if item is not None and isinstance(value, list) and all(isinstance(v, dict) for v in value):
+            return tuple(self.table(item, one, key_path) for one in value)
         try:
             if not _is_finite(value):
                 raise self._wrong(key_path, "expected finite numbers", value)
@@ -205,6 +208,14 @@ def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
     inside = (_struct_in(option) for option in typing.get_args(hint))
     is_container = typing.get_origin(hint) in {list, tuple, dict, set, frozenset}
     return None if is_container else next((found for found in inside if found), None)
+
+
+def _item_struct_in(hint: Any) -> type[msgspec.Struct] | None:
+    """The Struct that a `tuple[Struct, ...]`, an array of tables, is made of."""
+    if typing.get_origin(hint) is not tuple:
+        return None
+    first, *rest = typing.get_args(hint)
+    return _struct_in(first) if rest == [...] else None
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

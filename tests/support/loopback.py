@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coordinator import Coordinator, FederationConfig, Store, init_state, load_identity
+from coordinator import STORE_FILE, Coordinator, FederationConfig, Store, init_state, load_identity
 from coordinator.config import Federation, Rounds
 from edge_sdk import DeviceDriver, DeviceInfo, NumpyTrainer, Trainer
 from edge_sdk.journal import Enrolment, MemoryJournal
@@ -86,7 +86,7 @@ class Loopback:
             config=self.config,
             manifest=ToyTask().model(),
             evaluator=None,
-            store=Store(state / "coordinator.sqlite"),
+            store=Store(state / STORE_FILE),
             keys=load_identity(state, self.crypto),
             crypto=self.crypto,
             publish=self._send,

@@ -1,0 +1,262 @@
+"""`Device` as an app embeds it, over a real broker, with a real coordinator in this process."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator import EmbeddedBroker, Gateway, init_state, load_identity, make_tokens
+from coordinator.config import Federation, FederationConfig, Rounds
+from coordinator.identity import write_tokens
+from edge_sdk import (
+    Conditions,
+    Device,
+    DeviceError,
+    DeviceInfo,
+    EnrolmentError,
+    Model,
+    TrainResult,
+    read_status,
+)
+from tests.support.loopback import ToyTask
+from tests.support.processes import until
+from wire import Ed25519, Report, SystemSecrets
+from wire.lock import AlreadyRunningError
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
+
+
+class Federated:
+    """A coordinator on a thread of its own, and a folder for devices."""
+
+    def __init__(self, directory: Path, broker: EmbeddedBroker, *, cohort: int = 1) -> None:
+        self.directory = directory
+        self.broker = broker
+        self.reports: list[Report] = []
+        self._stop = threading.Event()
+        self._config = FederationConfig(
+            federation=Federation(name="toy"),
+            rounds=Rounds(count=2, cohort=cohort, quorum=1.0, deadline_s=30.0),
+        )
+        init_state(directory / "coordinator", SystemSecrets())
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._ready.wait(10.0)
+
+    def _run(self) -> None:
+        gateway = Gateway(
+            config=self._config,
+            task=ToyTask(),
+            state_dir=self.directory / "coordinator",
+            crypto=Ed25519(),
+            observe=self.reports.append,
+            broker=self.broker.url,
+        )
+        tokens = make_tokens(
+            gateway.store,
+            load_identity(self.directory / "coordinator", Ed25519()),
+            count=4,
+            broker=self.broker.url,
+            secrets=SystemSecrets(),
+            now_s=time.time(),
+        )
+        write_tokens(self.directory / "tokens", tokens)
+        self._ready.set()
+        try:
+            gateway.run(self._stop.is_set, stay=True)
+        finally:
+            gateway.stop()
+
+    def device(self, number: int, task: Any = None, **options: Any) -> Device:
+        """A device in its own directory."""
+        return Device(
+            task or ToyTask(),
+            self.directory / f"device-{number}",
+            info=DeviceInfo(seed=number),
+            **options,
+        )
+
+    @property
+    def tokens(self) -> Path:
+        """Four one-time tokens."""
+        return self.directory / "tokens"
+
+    def close(self) -> None:
+        """Stop the coordinator."""
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker() as running:
+        yield running
+
+
+@pytest.fixture
+def federated(tmp_path: Path, broker: EmbeddedBroker) -> Iterator[Federated]:
+    running = Federated(tmp_path, broker)
+    yield running
+    running.close()
+
+
+def test_an_app_gets_the_released_model_and_can_leave(federated: Federated) -> None:
+    device = federated.device(1)
+    assert device.model.version == 0
+    device.enroll(federated.tokens)
+    device.start()
+    until(lambda: device.model.version == 2, "the release")
+    path = device.model.path
+    assert path is not None
+    with np.load(path) as file:
+        np.testing.assert_array_equal(file["w0"], device.model.tensors["w0"])
+    assert device.status.counted == 2
+    assert device.leave()
+    assert not (federated.directory / "device-1").exists()
+    assert any(report.what == "declined" for report in federated.reports)
+
+
+def test_the_model_is_there_after_a_restart_and_offline(
+    federated: Federated, broker: EmbeddedBroker
+) -> None:
+    device = federated.device(1)
+    device.enroll(federated.tokens)
+    device.start()
+    until(lambda: device.model.version == 2, "the release")
+    kept = device.model.tensors["w0"].copy()
+    device.stop()
+    broker.kill()
+    again = federated.device(1)
+    assert again.model.version == 2
+    again.start()
+    np.testing.assert_array_equal(again.model.tensors["w0"], kept)
+    again.stop()
+    broker.start()
+
+
+def test_enrolling_twice_keeps_the_first_name_and_the_other_tokens(federated: Federated) -> None:
+    device = federated.device(1)
+    device.enroll(federated.tokens)
+    name = device.status.device
+    device.enroll(federated.tokens)
+    assert device.status.device == name
+    other = federated.device(2)
+    other.enroll(federated.tokens)  # the first token is used up: the next one serves
+    assert other.status.device not in (None, name)
+
+
+def test_two_devices_that_try_one_token_file_at_once_get_two_names(federated: Federated) -> None:
+    devices = [federated.device(number) for number in range(4)]
+    threads = [threading.Thread(target=d.enroll, args=(federated.tokens,)) for d in devices]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({device.status.device for device in devices}) == 4
+
+
+def test_a_used_up_token_file_is_a_typed_error(federated: Federated) -> None:
+    for number in range(4):
+        federated.device(number).enroll(federated.tokens)
+    with pytest.raises(EnrolmentError, match="used by another device"):
+        federated.device(9).enroll(federated.tokens)
+
+
+def test_an_owner_who_refuses_sends_nothing(federated: Federated) -> None:
+    with pytest.raises(EnrolmentError, match="consent"):
+        federated.device(1).enroll(federated.tokens, consent=lambda: False)
+    assert not any(report.what == "enrolled" for report in federated.reports)
+
+
+def test_a_device_that_is_not_enrolled_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="not enrolled"):
+        Device(ToyTask(), tmp_path / "device").start()
+
+
+def test_no_broker_is_a_word_and_no_crash(federated: Federated, tmp_path: Path) -> None:
+    device = federated.device(1, broker="mqtt://127.0.0.1:9")
+    with pytest.raises(EnrolmentError, match="no broker answers"):
+        device.enroll(federated.tokens, timeout_s=1.0)
+    assert (tmp_path / "device-1").exists()
+
+
+def test_one_state_directory_has_one_device(federated: Federated) -> None:
+    device = federated.device(1)
+    device.enroll(federated.tokens)
+    device.start()
+    with pytest.raises(AlreadyRunningError, match="another process"):
+        federated.device(1).start()
+    device.stop()
+
+
+def test_a_low_battery_keeps_a_device_out_and_a_charger_brings_it_in(
+    federated: Federated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_sdk.device.GATE_EVERY_S", 0.1)
+    now = [Conditions(battery_fraction=0.1, charging=False)]
+    device = federated.device(1, conditions=lambda: now[0])
+    device.enroll(federated.tokens)
+    device.start()
+    time.sleep(1.0)
+    assert not any(report.what == "round_opened" for report in federated.reports)
+    now[0] = Conditions(battery_fraction=0.1, charging=True)
+    until(lambda: device.model.version == 2, "the release")
+    device.stop()
+
+
+def test_conditions_that_raise_close_the_gate_and_nothing_else(federated: Federated) -> None:
+    def broken() -> Conditions:
+        raise OSError("no such sensor")
+
+    device = federated.device(1, conditions=broken)
+    device.enroll(federated.tokens)
+    device.start()
+    time.sleep(0.5)
+    assert device.running
+    assert device.error is None
+    device.stop()
+
+
+class Failing(ToyTask):
+    def trainer(self, device: DeviceInfo) -> Any:
+        trainer: Any = super().trainer(device)
+
+        def train(_model: Model, _plan: object, *, stop: Callable[[], bool]) -> TrainResult:
+            raise RuntimeError(f"no data today {stop()}")
+
+        trainer.train = train
+        return trainer
+
+
+def test_a_trainer_that_raises_is_reported_and_the_app_goes_on(federated: Federated) -> None:
+    device = federated.device(1, task=Failing())
+    device.enroll(federated.tokens)
+    device.start()
+    until(
+        lambda: any(
+            r.what == "invitee_lost" and r.detail == "trainer_failed" for r in federated.reports
+        ),
+        "the typed failure",
+    )
+    assert device.running
+    assert device.model.version == 0
+    device.stop()
+
+
+def test_a_journal_that_is_gone_stops_the_device_and_not_the_app(federated: Federated) -> None:
+    device = federated.device(1)
+    device.enroll(federated.tokens)
+    shutil.rmtree(federated.directory / "device-1")
+    with pytest.raises(DeviceError, match="not enrolled"):
+        device.run()
+
+
+def test_status_of_nothing_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no device has run here"):
+        read_status(tmp_path)

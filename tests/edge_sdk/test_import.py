@@ -1,0 +1,44 @@
+"""What an app pays for `import edge_sdk`, in a process of its own."""
+
+import json
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+SECONDS_MAX = 0.15
+BYTES_MAX = 25 * 2**20
+EXTRAS = ("rich", "jinja2", "iotcore", "sklearn", "torch", "tensorflow", "ai_edge_litert")
+LATER = ("sqlite3", "cryptography", "tomllib", "paho", "ssl")
+
+SCRIPT = """
+import json, sys, time
+import numpy, psutil
+before = psutil.Process().memory_info().rss
+started = time.perf_counter()
+import edge_sdk
+seconds = time.perf_counter() - started
+grown = psutil.Process().memory_info().rss - before
+print(json.dumps({"seconds": seconds, "bytes": grown, "modules": sorted(sys.modules)}))
+"""
+
+
+def measured() -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.live
+def test_importing_the_sdk_is_cheap_and_loads_no_extra() -> None:
+    measured()  # compiles what is not compiled yet
+    runs = [measured() for _ in range(5)]
+    loaded = {name.partition(".")[0] for name in runs[0]["modules"]}
+    assert not loaded & set(EXTRAS)
+    assert not loaded & set(LATER), "loaded before it is used"
+    assert not loaded & {"coordinator", "fleet", "insight", "potluck", "pilots"}
+    assert statistics.median(run["bytes"] for run in runs) <= BYTES_MAX
+    # The smallest of several: others may be using this machine.
+    assert min(run["seconds"] for run in runs) <= SECONDS_MAX

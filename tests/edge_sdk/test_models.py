@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_sdk.models import FileShelf
+from wire import Manifest
+
+SHAPES = {"w": (2, 3), "head": (2,), "fixed": (1,)}
+MANIFEST = Manifest(
+    {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()},
+    parts={"head": "personal", "fixed": "frozen"},
+)
+SHARED = {"w": np.full((2, 3), 5.0, np.float32)}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> FileShelf:
+    return FileShelf(tmp_path, MANIFEST.schema)
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(shelf: FileShelf) -> None:
+    shelf.save(3, SHARED)
+    loaded = shelf.load(3)
+    assert loaded is not None
+    assert loaded["w"].tobytes() == SHARED["w"].tobytes()
+    assert shelf.path(3) is not None
+    assert shelf.load(4) is None
+    assert shelf.path(4) is None
+
+
+def test_only_retained_versions_stay(shelf: FileShelf) -> None:
+    for version in (1, 2, 3):
+        shelf.save(version, SHARED)
+    shelf.retain({2})
+    assert [shelf.load(version) is not None for version in (1, 2, 3)] == [False, True, False]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"\x93NUMPY junk"])
+def test_a_damaged_file_counts_as_not_there(
+    shelf: FileShelf, tmp_path: Path, damage: bytes
+) -> None:
+    (tmp_path / "model-3.npz").write_bytes(damage)
+    assert shelf.load(3) is None
+
+
+def test_every_truncation_of_a_file_counts_as_not_there(shelf: FileShelf, tmp_path: Path) -> None:
+    shelf.save(3, SHARED)
+    whole = (tmp_path / "model-3.npz").read_bytes()
+    for size in range(0, len(whole), 7):
+        (tmp_path / "model-3.npz").write_bytes(whole[:size])
+        assert shelf.load(3) is None
+
+
+def test_another_models_file_counts_as_not_there(shelf: FileShelf) -> None:
+    shelf.save(3, {"w": np.zeros((3, 2), np.float32)})
+    assert shelf.load(3) is None
+
+
+def test_a_pickle_in_a_file_is_never_loaded(shelf: FileShelf, tmp_path: Path) -> None:
+    np.savez(tmp_path / "model-3.npz", w=np.array([{}], dtype=object))
+    assert shelf.load(3) is None
+
+
+def test_the_personal_part_is_kept_apart_and_checked(shelf: FileShelf, tmp_path: Path) -> None:
+    assert shelf.personal() == {}
+    shelf.save_personal({"head": np.ones(2, np.float32)})
+    np.testing.assert_array_equal(shelf.personal()["head"], [1.0, 1.0])
+    np.savez(tmp_path / "personal.npz", head=np.ones(9, np.float32), w=np.ones((2, 3)))
+    assert shelf.personal() == {}

@@ -1,0 +1,165 @@
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from edge_sdk import EvalResult, Model, TrainingStoppedError, TrainResult
+from edge_sdk.signals import Train, Trained, TrainingFailed
+from edge_sdk.trainer import Stop
+from edge_sdk.work import TrainingWork
+from privacy import l2_norm
+from quantization import decode
+from wire import Manifest, Plan
+from wire.limits import METRICS_MAX
+
+SHAPES = {"w": (2, 2), "head": (3,), "fixed": (1,)}
+MANIFEST = Manifest(
+    {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()},
+    parts={"head": "personal", "fixed": "frozen"},
+)
+
+
+class Trainer:
+    """Does what the test says, with a hold-out of four."""
+
+    def __init__(self, train: Callable[[Model, Stop], TrainResult]) -> None:
+        self._train = train
+
+    def train(self, model: Model, plan: Plan, *, stop: Stop) -> TrainResult:  # noqa: ARG002 - the Protocol's
+        return self._train(model, stop)
+
+    def evaluate(self, model: Model, plan: Plan, *, stop: Stop) -> EvalResult:  # noqa: ARG002 - the Protocol's
+        return EvalResult(0.7, 4, {"accuracy": 0.5})
+
+
+def work(
+    train: Callable[[Model, Stop], TrainResult], *, codec: str = "raw", clip_norm: float = 0.0
+) -> TrainingWork:
+    order = Train(
+        round=1,
+        base_version=0,
+        plan=Plan(clip_norm=clip_norm),
+        codec=codec,
+        update_id=b"u" * 16,
+        chunk_bytes_max=1_000,
+    )
+    return TrainingWork(
+        order=order,
+        manifest=MANIFEST,
+        base={"w": MANIFEST.tensors["w"]},
+        personal={},
+        make_trainer=lambda: Trainer(train),
+    )
+
+
+def plus(amount: float) -> Callable[[Model, Stop], TrainResult]:
+    def train(model: Model, _stop: Stop) -> TrainResult:
+        return TrainResult({n: t + np.float32(amount) for n, t in model.tensors.items()}, 12)
+
+    return train
+
+
+def test_what_travels_is_the_change_of_the_shared_part_alone() -> None:
+    done = work(plus(0.5))
+    event = done.run()
+    assert isinstance(event, Trained)
+    decoded = decode(done.payload, MANIFEST.schema.shared)
+    assert set(decoded) == {"w"}
+    np.testing.assert_array_equal(decoded["w"], np.full((2, 2), 0.5))
+    np.testing.assert_array_equal(done.new_personal["head"], np.full(3, 0.5))
+    assert event.sealed.payload_bytes == len(done.payload)
+    assert event.sealed.num_examples == 12
+
+
+def test_the_base_is_measured_before_training_and_the_figures_travel() -> None:
+    event = work(plus(0.5)).run()
+    assert isinstance(event, Trained)
+    assert event.sealed.metrics == {"base_accuracy": 0.5, "base_loss": 0.7, "base_examples": 4.0}
+
+
+def test_the_whole_delta_is_clipped() -> None:
+    done = work(plus(10.0), clip_norm=1.0)
+    done.run()
+    assert l2_norm(decode(done.payload, MANIFEST.schema.shared)) <= 1.0
+
+
+def test_tensors_that_were_not_returned_have_not_changed() -> None:
+    done = work(lambda _model, _stop: TrainResult({}, 3))
+    assert isinstance(done.run(), Trained)
+    assert not decode(done.payload, MANIFEST.schema.shared)["w"].any()
+
+
+def test_user_code_may_write_to_what_it_is_given() -> None:
+    def careless(model: Model, _stop: Stop) -> TrainResult:
+        for tensor in model.tensors.values():
+            np.add(tensor, 1.0, out=tensor)
+        return TrainResult(model.tensors, 3)
+
+    assert isinstance(work(careless).run(), Trained)
+    assert not MANIFEST.tensors["w"].any()
+
+
+def raises(error: BaseException) -> Callable[[Model, Stop], TrainResult]:
+    def train(_model: Model, _stop: Stop) -> TrainResult:
+        raise error
+
+    return train
+
+
+def returns(tensors: dict[str, object], count: int = 3) -> Callable[[Model, Stop], TrainResult]:
+    return lambda _model, _stop: TrainResult(tensors, count)  # type: ignore[arg-type] # as a user might
+
+
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [
+        (raises(ZeroDivisionError("oh")), "trainer_failed"),
+        (raises(MemoryError()), "out_of_memory"),
+        (raises(TrainingStoppedError("x")), "stopped"),
+        (returns({"w": np.full((2, 2), np.nan)}), "not_finite"),
+        (returns({"w": np.full((2, 2), 1e300)}), "not_finite"),
+        (returns({"w": np.zeros((4, 1))}), "schema_mismatch"),
+        (returns({"other": np.zeros(1)}), "schema_mismatch"),
+        (returns({"w": "text"}), "trainer_failed"),
+        (returns({"w": np.zeros((2, 2))}, count=0), "no_examples"),
+        (lambda _model, _stop: None, "trainer_failed"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_whatever_user_code_does_ends_in_a_typed_reason(
+    train: Callable[[Model, Stop], TrainResult], reason: str
+) -> None:
+    event = work(train).run()
+    assert isinstance(event, TrainingFailed)
+    assert event.reason == reason
+
+
+def test_a_codec_that_is_not_known_here_is_declined() -> None:
+    event = work(plus(1.0), codec="next_years").run()
+    assert isinstance(event, TrainingFailed)
+    assert event.reason == "unknown_codec"
+
+
+def test_a_stop_during_training_wins_over_its_result() -> None:
+    def train(model: Model, _stop: Stop) -> TrainResult:
+        running.stop()
+        return TrainResult(model.tensors, 3)
+
+    running = work(train)
+    event = running.run()
+    assert isinstance(event, TrainingFailed)
+    assert event.reason == "stopped"
+
+
+def test_metrics_are_bounded_and_finite() -> None:
+    many = {f"m{number}": float(number) for number in range(100)}
+    event = work(
+        lambda model, _stop: TrainResult(
+            model.tensors, 3, {"bad": float("nan"), "": 1.0, "x" * 99: 1.0, **many}
+        )
+    ).run()
+    assert isinstance(event, Trained)
+    assert len(event.sealed.metrics) == METRICS_MAX
+    assert not {"bad", "", "x" * 99} & set(event.sealed.metrics)
+    assert next(itertools.islice(event.sealed.metrics, 1)) == "base_accuracy"
