@@ -133,10 +133,13 @@ def at(phase: Phase) -> tuple[RoundState, ...]:
     waiting = play(begun(3), arrived(0), Accepted(uid(0)), arrived(1), Accepted(uid(1)))[0]
     full = play(two, Accepted(uid(1)), arrived(2), arrived(3), Accepted(uid(2)))[0]
     enough = play(two, Accepted(uid(1)))[0]
+    lost = (InviteeLost("d1", "gone"), InviteeLost("d2", "gone"))
+    few = play(one, Accepted(uid(0)), *lost)[0]
+    nearly = play(enough, arrived(2), InviteeLost("d3", "gone"))[0]
     return {
         Phase.PLANNED: (RoundState(),),
         Phase.INVITING: (begun(), begun(1)),
-        Phase.COLLECTING: (one, two, last, alone, waiting, enough),
+        Phase.COLLECTING: (one, two, last, alone, waiting, enough, few, nearly),
         Phase.CLOSING: (full,),
         Phase.COMMITTED: (play(full, Committed(7, DIGEST))[0],),
         Phase.ABANDONED: (play(two, Woke(DEADLINE))[0],),
