@@ -5,7 +5,7 @@ import hmac
 from coordinator.identity import Identity
 from coordinator.store import Store
 from wire import Crypto, identity
-from wire.errors import TokenError
+from wire.errors import TokenError, UnknownSenderError
 from wire.messages import Enrolled, EnrolRequest, Refused
 
 
@@ -35,6 +35,9 @@ class Enrolment:
         except TokenError as error:
             return Refused(EnrolRequest.KIND, error.reason, str(error)), ""
         device = identity.device_id(request.public_key)
+        if self._store.is_revoked(device):
+            reason = UnknownSenderError.reason
+            return Refused(EnrolRequest.KIND, reason, "the device has been revoked"), ""
         certificate = self._keys.certify(device, request.public_key, now_s)
         self._store.redeem(token_id, device, request.public_key, request.device_class, now_s)
         return Enrolled(device, self._federation, certificate), device

@@ -241,6 +241,11 @@ class Store:
         """Every enrolled device, revoked ones too."""
         return {row["device"]: row for row in self._db.execute("SELECT * FROM devices")}
 
+    def is_revoked(self, device: str) -> bool:
+        """Whether a device was enrolled and has been taken out."""
+        row = self._one("SELECT revoked FROM devices WHERE device = ?", (device,))
+        return row is not None and row["revoked"] is not None
+
     def note_check_ins(self, latest: Mapping[str, int]) -> None:
         """Remember devices' latest check-ins: device -> number."""
         with self._transaction():

@@ -88,10 +88,8 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
 def test_quorum_and_over_selection_round_up_as_on_paper(
     cohort: int, quorum_percent: int, over_percent: int
 ) -> None:
-    """In whole percents, where the exact answer needs no floats: no 0.1 * 3 = 0.30000000000000004."""
-    rounds = Rounds(
-        cohort=cohort, quorum=quorum_percent / 100, over_select=over_percent / 100
-    )
+    """In whole percents, where the exact answer needs no floats: 0.07 * 100 is 7, not 8."""
+    rounds = Rounds(cohort=cohort, quorum=quorum_percent / 100, over_select=over_percent / 100)
     assert rounds.needed == -(-quorum_percent * cohort // 100)
     assert 1 <= rounds.needed <= cohort
     if rounds.needed == cohort:

@@ -129,11 +129,15 @@ def test_another_tokens_secret_is_refused(desk: Desk) -> None:
     assert "proof" in refused(answer)
 
 
-def test_a_device_that_was_revoked_stays_so_when_it_enrols_again(desk: Desk) -> None:
+def test_a_device_that_was_revoked_cannot_enrol_again_with_an_old_or_a_new_token(
+    desk: Desk,
+) -> None:
     _, device = desk.redeem(desk.tokens[0], key(1))
     desk.store.revoke(device, "owner_left")
-    desk.redeem(desk.tokens[0], key(1))
-    desk.redeem(desk.tokens[1], key(1))
+    for token in desk.tokens:
+        message, name = desk.redeem(token, key(1))
+        assert isinstance(message, Refused)
+        assert (message.reason, name) == ("unknown_sender", "")
     assert desk.store.devices()[device]["revoked"] == "owner_left"
 
 

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator import inbox as inboxes
 from coordinator.inbox import Inbox
 from coordinator.signals import UpdateStored
 from wire import DigestMismatchError, RemoteProtocolError, TooLargeError, chunk_count, limits
@@ -151,7 +150,7 @@ def test_a_device_has_room_for_few_transfers_and_takes_none_of_anothers() -> Non
 def test_all_transfers_together_are_bounded_and_the_oldest_makes_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inboxes.limits, "PARTIAL_BYTES_MAX", 250)
+    monkeypatch.setattr(limits, "PARTIAL_BYTES_MAX", 250)
     inbox, payload = Inbox(1_000), bytes(100)
     for number in range(5):
         inbox.announce(f"d{number}", stored(f"u{number}", payload, f"d{number}"), CHUNK)

@@ -60,6 +60,7 @@ def error_bound(codec: str, values: Flat) -> float:
 
 
 @BY_CODEC
+@settings(max_examples=40)
 @given(ANY_TENSOR, st.integers(0, 2**64))
 def test_a_tensor_comes_back_whole_within_its_codecs_error(
     codec: str, values: Flat, seed: int
@@ -74,6 +75,7 @@ def test_a_tensor_comes_back_whole_within_its_codecs_error(
 
 
 @BY_CODEC
+@settings(max_examples=40)
 @given(ANY_TENSOR)
 def test_a_tensor_never_takes_more_bytes_than_its_size_allows(codec: str, values: Flat) -> None:
     written = write_tensor(CODECS[codec], "w", values, Noise(1))
@@ -91,6 +93,7 @@ def test_odd_tensors_come_back_finite_and_zero_stays_zero(codec: str, trouble: s
         assert not back.any()
 
 
+@settings(max_examples=40)
 @given(ANY_TENSOR)
 def test_raw_is_exact_to_the_bit(values: Flat) -> None:
     assert there_and_back("raw", values).tobytes() == values.tobytes()
@@ -135,6 +138,7 @@ def test_noise_is_the_same_bits_on_any_machine() -> None:
     assert noise[1] == (first >> 40) / 2**24
 
 
+@settings(max_examples=50)
 @given(UPDATE_LIKE)
 def test_ecq_is_a_contraction(values: Flat) -> None:
     """Karimireddy et al. 2019, assumption A: the error is smaller than what was sent."""
@@ -143,6 +147,7 @@ def test_ecq_is_a_contraction(values: Flat) -> None:
     assert error < norm or norm == 0.0
 
 
+@settings(max_examples=50)
 @given(UPDATE_LIKE)
 def test_what_feeds_back_never_grows_its_error(values: Flat) -> None:
     for codec in CODEC_NAMES:
@@ -165,6 +170,7 @@ def test_ecq_with_error_feedback_catches_up(values: Flat) -> None:
 
 
 @BY_CODEC
+@settings(max_examples=60)
 @given(st.binary(max_size=80), st.integers(0, 20))
 def test_any_bytes_are_a_finite_tensor_or_a_typed_error(codec: str, data: bytes, size: int) -> None:
     try:
@@ -195,7 +201,7 @@ def test_every_truncation_of_a_tensor_is_a_truncated_error(codec: str) -> None:
     values = np.array([1.0, -7.0, 0.0, 0.1, 0.2, -0.3, 4.0], np.float32)
     whole = write_tensor(CODECS[codec], "w", values, Noise(3))
     for end in range(len(whole)):
-        with pytest.raises(TruncatedError, match="^w: "):
+        with pytest.raises(TruncatedError, match=r"^w: "):
             read_tensor(CODECS[codec], "w", Reader(whole[:end]), values.size)
 
 

@@ -1,9 +1,10 @@
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantization import CODEC_NAMES, codec_of, decode, encode, payload_bytes_max
@@ -71,6 +72,7 @@ def same(one: Tensors, other: Tensors) -> bool:
 
 
 @BY_CODEC
+@settings(max_examples=50)
 @given(st.integers(0, 2**32), st.floats(1e-30, 1e30))
 def test_tensors_come_back_with_names_shapes_and_order(codec: str, seed: int, scale: float) -> None:
     tensors = tensors_of(seed, scale)
@@ -96,8 +98,7 @@ def test_encoding_does_not_depend_on_the_order_of_the_dict(codec: str) -> None:
 def test_what_was_decoded_is_fresh_and_writable(codec: str) -> None:
     payload = encode(codec, tensors_of(1), SCHEMA, seed=0)
     once = decode(payload, SCHEMA)
-    for array in once.values():
-        array += 1.0
+    once["w"][0, 0] += 1.0
     assert not same(once, decode(payload, SCHEMA))
 
 
@@ -213,11 +214,10 @@ def test_a_second_frame_is_refused() -> None:
 def test_trailing_bytes_are_refused() -> None:
     with pytest.raises(BadCompressionError):
         decode(sealed(zstd(bytes(RAW_BYTES)) + b"\x00", content_bytes=RAW_BYTES), SCHEMA)
+    content = bytes(len(SCHEMA.tensors) + 1)
+    longer = sealed(zstd(content), content_bytes=len(content), codec=CODECS["ecq"].number)
     with pytest.raises(TrailingBytesError, match="1 bytes after the last tensor"):
-        content = bytes((0,)) * (len(SCHEMA.tensors) + 1)
-        decode(
-            sealed(zstd(content), content_bytes=len(content), codec=CODECS["ecq"].number), SCHEMA
-        )
+        decode(longer, SCHEMA)
 
 
 def test_bytes_after_an_empty_frame_are_refused() -> None:
@@ -254,7 +254,7 @@ def test_values_that_are_not_finite_are_refused_both_ways(bad: float) -> None:
 
 def test_tensors_that_are_not_the_schemas_are_refused() -> None:
     tensors = tensors_of(1)
-    wrong: list[dict[str, object]] = [
+    wrong: list[Any] = [
         {k: v for k, v in tensors.items() if k != "b"},
         tensors | {"extra": np.zeros(1, np.float32)},
         tensors | {"z": np.zeros(7, np.float32)},
@@ -262,6 +262,6 @@ def test_tensors_that_are_not_the_schemas_are_refused() -> None:
     ]
     for each in wrong:
         with pytest.raises(SchemaMismatchError):
-            encode("raw", each, SCHEMA, seed=0)  # type: ignore[arg-type] # that is the point
+            encode("raw", each, SCHEMA, seed=0)
     with pytest.raises(LocalProtocolError, match="zip"):
         encode("zip", tensors, SCHEMA, seed=0)
