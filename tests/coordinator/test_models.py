@@ -140,6 +140,8 @@ def test_what_quantization_left_out_is_in_the_next_delta(store: Store) -> None:
         mean, _ = total.finish()
         lossless_sum = {name: lossless_sum[name] + mean[name] for name in mean}
         commit, served, exact = models.next_version(total, number, ())
+        missing = {name: exact[name] - models.served[name] for name in exact}
+        assert commit.delta == encode("ecq", missing, models.schema, seed=number)
         models.adopt(commit, served, exact)
     assert np.allclose(models.exact["w"], lossless_sum["w"], atol=1e-5)
     # The error stays at one step's size instead of adding up over eight.

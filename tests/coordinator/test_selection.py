@@ -73,7 +73,7 @@ def names(
     return [each.device for each in chosen]
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(LEASES, RULES, st.integers(0, 20), st.randoms(use_true_random=False))
 def test_the_choice_does_not_depend_on_who_was_quickest(
     leases: list[Lease], rules: Selection, count: int, chance: random.Random
@@ -83,7 +83,7 @@ def test_the_choice_does_not_depend_on_who_was_quickest(
     assert names(leases, rules, count=count) == names(shuffled, rules, count=count)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(LEASES, RULES, st.integers(0, 20))
 def test_only_the_eligible_are_chosen_each_once_and_as_many_as_there_are(
     leases: list[Lease], rules: Selection, count: int

@@ -118,6 +118,7 @@ def test_stochastic_codecs_are_unbiased(codec: str, scale: float) -> None:
     # A stochastically rounded value has a deviation of at most half a step.
     step = error_bound(codec, values)
     assert (np.abs(mean - values) <= 5.5 * step / 2 / seeds**0.5).all()
+    assert abs(np.mean(mean - values)) <= 4 * step / 2 / (seeds * values.size) ** 0.5
 
 
 def test_another_seed_rounds_otherwise_and_the_same_seed_the_same() -> None:
