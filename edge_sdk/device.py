@@ -314,6 +314,7 @@ class Device:
             inbox=self._inbox,
             conditions=self._conditions,
             policy=self.policy,
+            observe=self._observe,
         )
         running.driver = DeviceDriver(
             manifest=manifest,
@@ -381,6 +382,7 @@ class _Running:
         inbox: "queue.Queue[Callable[[_Running], None]]",
         conditions: Callable[[], Conditions],
         policy: Policy,
+        observe: Callable[[Report], None],
     ) -> None:
         self._lock = lock
         self._journal = journal
@@ -392,6 +394,8 @@ class _Running:
         self._gate: GateOpened | GateClosed | None = None
         self._counted_bytes = 0
         self._work: TrainingWork | None = None
+        self._down_said = ""
+        self.observe = observe
 
     # -- called by the link's thread: they only hand over ------------------------------------
 
@@ -401,11 +405,17 @@ class _Running:
 
     def link_up(self, packet_bytes_max: int) -> None:
         """The link is up."""
+        if self._down_said:
+            self._down_said = ""
+            self._inbox.put(lambda r: r.observe(Report("broker_up")))
         self._inbox.put(lambda r: r.driver.on_link_up(packet_bytes_max, time.monotonic()))
 
     def link_down(self, reason: str) -> None:
         """The link is down, or does not come up."""
-        _log.info("link down: %s; trying again", reason)
+        # Reconnecting says the same again and again: once is enough for people.
+        if reason != self._down_said:
+            self._down_said = reason
+            self._inbox.put(lambda r: r.observe(Report("broker_down", f"{reason}; trying again")))
         self._inbox.put(lambda r: r.driver.on_link_down(time.monotonic()))
 
     # -- the device's thread -----------------------------------------------------------------
