@@ -12,7 +12,7 @@ rules that the tables carry, rather than the code above them:
 """
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,24 +131,40 @@ class Store:
 
     Args:
         path: the SQLite file; made when absent.
+        read_only: look, beside a running coordinator; nothing is made.
+        connect: opens the database instead of `path`, for worlds whose disks fail on purpose.
 
     Raises:
         StoreError: it is not a store, or was written by a newer potluck.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        connect: Callable[[], sqlite3.Connection] | None = None,
+    ) -> None:
         self.path = path
         try:
             if read_only:
                 uri = f"{path.resolve().as_uri()}?mode=ro"
                 self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
             else:
-                self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+                self._db = (
+                    sqlite3.connect(path, isolation_level=None, timeout=10.0)
+                    if connect is None
+                    else connect()
+                )
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA foreign_keys=ON")
-            self._open_schema(read_only=read_only)
+            try:
+                self._open_schema(read_only=read_only)
+            except BaseException:
+                self._db.close()
+                raise
         except sqlite3.Error as error:
             raise StoreError(f"{path}: {error}; is it a coordinator's state?") from error
 

@@ -200,7 +200,11 @@ class SqliteJournal:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
             self._db.row_factory = sqlite3.Row
-            self._open_schema(read_only=read_only)
+            try:
+                self._open_schema(read_only=read_only)
+            except BaseException:
+                self._db.close()
+                raise
         except (sqlite3.Error, OSError) as error:
             raise JournalError(
                 f"{self.path}: {error}; if the file is damaged, move it away and enrol again"

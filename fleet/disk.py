@@ -1,0 +1,144 @@
+"""Disks that fail: power that goes between any two effects, and space that runs out.
+
+A `Fuse` is asked before and after each thing that a process does to the world: a write that
+becomes durable, a message that leaves. When it blows, `PowerCutError` goes through the process as
+kill -9 would: nothing after that point happens, and nothing before it is undone but a transaction
+that had not been committed.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.store import Store
+from edge_sdk.journal import MemoryJournal
+from edge_sdk.signals import ForgetUpdate, SealedUpdate
+
+_WRITES: Final = ("INSERT", "UPDATE", "DELETE", "COMMIT", "CREATE")
+
+
+class PowerCutError(BaseException):
+    """The process ends here. No `except Exception` may take it for an error."""
+
+
+class Fuse:
+    """Counts effects, and blows after a number of them.
+
+    Attributes:
+        effects: how many there have been.
+        blows_at: the effect before which power goes, None for never.
+        full: whether writes fail for lack of space.
+    """
+
+    def __init__(self) -> None:
+        self.effects = 0
+        self.blows_at: int | None = None
+        self.full = False
+
+    def burn(self) -> None:
+        """An effect is about to happen, or has just happened.
+
+        Raises:
+            PowerCutError: this was the one.
+        """
+        self.effects += 1
+        if self.blows_at is not None and self.effects >= self.blows_at:
+            self.blows_at = None
+            raise PowerCutError
+
+
+class _Connection:
+    """A SQLite connection whose writes pass a fuse; only what `Store` uses."""
+
+    def __init__(self, inner: sqlite3.Connection, fuse: Fuse) -> None:
+        self._inner = inner
+        self._fuse = fuse
+
+    @property
+    def row_factory(self) -> Any:
+        """As sqlite3's."""
+        return self._inner.row_factory
+
+    @row_factory.setter
+    def row_factory(self, factory: Any) -> None:
+        self._inner.row_factory = factory
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        """As sqlite3's; a write that is not inside a transaction is durable when this returns."""
+        if not sql.lstrip().startswith(_WRITES):
+            return self._inner.execute(sql, parameters)
+        if self._fuse.full and not sql.startswith("CREATE"):
+            raise sqlite3.OperationalError("database or disk is full")
+        durable = sql == "COMMIT" or not self._inner.in_transaction
+        if durable:
+            self._fuse.burn()
+        cursor = self._inner.execute(sql, parameters)
+        if durable:
+            self._fuse.burn()
+        return cursor
+
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:
+        """As sqlite3's."""
+        if self._fuse.full:
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._inner.executemany(sql, parameters)
+
+    def close(self) -> None:
+        """Nothing: the disk outlives the process."""
+
+
+class CoordinatorDisk:
+    """The coordinator's disk: one SQLite database, in memory, that outlives its process."""
+
+    def __init__(self, fuse: Fuse) -> None:
+        self._database = sqlite3.connect(":memory:", isolation_level=None)
+        self._fuse = fuse
+
+    def open(self) -> Store:
+        """The store, as a process finds it that has just started."""
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
+        connection: Any = _Connection(self._database, self._fuse)
+        return Store(Path(":memory:"), connect=lambda: connection)
+
+    def close(self) -> None:
+        """The world is over."""
+        self._database.close()
+
+
+class DeviceDisk(MemoryJournal):
+    """A device's journal whose writes pass a fuse."""
+
+    def __init__(self, fuse: Fuse) -> None:
+        super().__init__()
+        self._fuse = fuse
+
+    def _write(self, write: Callable[[], Any]) -> Any:
+        if self._fuse.full:
+            raise OSError("no space left on device")
+        self._fuse.burn()
+        result = write()
+        self._fuse.burn()
+        return result
+
+    def seal(self, sealed: SealedUpdate, payload: bytes) -> None:
+        """Keep an update until it is settled."""
+        self._write(lambda: super(DeviceDisk, self).seal(sealed, payload))
+
+    def forget(self, forgotten: ForgetUpdate) -> None:
+        """Drop a settled update's payload and keep a line about it."""
+        self._write(lambda: super(DeviceDisk, self).forget(forgotten))
+
+    def note_held(self, version: int) -> None:
+        """Remember the newest model whose tensors are stored."""
+        self._write(lambda: super(DeviceDisk, self).note_held(version))
+
+    def note_released(self, version: int) -> None:
+        """Remember the model that the app sees."""
+        self._write(lambda: super(DeviceDisk, self).note_released(version))
+
+    def spend(self, day: int, spent_bytes: int) -> int:
+        """Add bytes to a day; returns that day's sum."""
+        spent: int = self._write(lambda: super(DeviceDisk, self).spend(day, spent_bytes))
+        return spent
