@@ -127,7 +127,7 @@ class Coordinator:
             gathering_until_s=now_s + gathering_s,
         )
         self._keys = keys
-        self._crypto = crypto
+        self.crypto = crypto
         self._publish_bytes = publish
         self._observe = observe
         rows = store.devices()
@@ -232,7 +232,7 @@ class Coordinator:
             if public_key is None:
                 raise UnknownSenderError(f"{address.device} is not enrolled here")
             device = address.device
-            message = frames.open_frame(data, address, public_key, self._crypto)
+            message = frames.open_frame(data, address, public_key, self.crypto)
             self._on_message(device, message, now_s)
         except RemoteProtocolError as error:
             self.count_incident(device, error)
@@ -270,7 +270,7 @@ class Coordinator:
         request = frames.decode(frame, address)
         if not isinstance(request, EnrolRequest):
             raise RemoteProtocolError("not an enrolment request")
-        frames.verify(frame, address, request.public_key, self._crypto)
+        frames.verify(frame, address, request.public_key, self.crypto)
         answer, enrolled = self._enrolment.redeem(address.device, request, now_s)
         if enrolled:
             self._devices[enrolled] = request.public_key

@@ -7,7 +7,8 @@ only an emulation may do.
 
 from fleet.crypto import SeededSecrets, StubCrypto
 from fleet.faults import Fault, FaultError, load_faults
-from fleet.run import FleetError, FleetRun, join, run_live
+from fleet.record import FleetError, FleetRun
+from fleet.run import join, run_live
 
 __all__ = [
     "Fault",

@@ -1,7 +1,7 @@
-"""One emulated device: the SDK's own driver, a link in somebody else's loop, and a profile.
+"""One emulated device: the SDK's own driver, a link that somebody else runs, and a profile.
 
-What the profile says is counted, not waited for: training takes as long as this machine needs, and
-what it would cost the device in energy is added up.
+The same over a real broker (`fleet.loop`) and in virtual time (`fleet.world`). What training and
+bytes would cost the device in energy is added up from its profile.
 """
 
 import hashlib
@@ -9,18 +9,18 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
 from device_profiles import DeviceProfile, training_energy_j, transfer_energy_j
-from edge_sdk import DeviceDriver, DeviceInfo
-from edge_sdk.journal import Enrolment, MemoryJournal
+from edge_sdk import DeviceDriver, DeviceInfo, Model
+from edge_sdk.journal import Enrolment, Journal
 from edge_sdk.models import MemoryShelf
 from edge_sdk.signals import GateClosed, GateOpened, Trained, TrainingFailed
 from edge_sdk.work import TrainingWork
 from fleet.faults import Fault
-from wire import BrokerAddress, Crypto, Manifest, MqttLink, Report, Signer, frames, topics
+from wire import Crypto, Manifest, Plan, Report, Signer, Traffic, frames, topics
 from wire.messages import Leave
 
 LEASE_WINDOW_S: Final = 86_400.0
@@ -40,8 +40,28 @@ class Counts:
     training_j: float = 0.0
 
 
-class EmulatedDevice:
-    """A device of a fleet; all its methods are called on the fleet's loop.
+class Link(Protocol):
+    """What a device needs of a link: `MqttLink`, or one in virtual time."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of whole packets so far."""
+        ...
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Send at QoS 1."""
+        ...
+
+    def drop(self) -> None:
+        """Break the connection without a word."""
+        ...
+
+
+LinkT = TypeVar("LinkT", bound=Link)
+
+
+class EmulatedDevice(Generic[LinkT]):
+    """A device of a fleet; all its methods are called on one thread.
 
     Args:
         info: its number, seed and profile.
@@ -51,8 +71,8 @@ class EmulatedDevice:
         enrolment: who it is.
         signer: its key.
         crypto: the signature scheme.
-        address: of the broker.
-        packet_bytes_max: as the federation's file says.
+        journal: what survives a crash.
+        make_link: makes the device's link; its callbacks are the device's `on_...` methods.
         start_work: the fleet's; gets the device and the work.
         clock: monotonic seconds.
         fault: what goes wrong with it, if anything.
@@ -68,9 +88,9 @@ class EmulatedDevice:
         enrolment: Enrolment,
         signer: Signer,
         crypto: Crypto,
-        address: BrokerAddress,
-        packet_bytes_max: int,
-        start_work: "Callable[[EmulatedDevice, TrainingWork], None]",
+        journal: Journal,
+        make_link: "Callable[[EmulatedDevice[LinkT]], LinkT]",
+        start_work: "Callable[[EmulatedDevice[LinkT], TrainingWork], None]",
         clock: Callable[[], float],
         fault: Fault | None,
     ) -> None:
@@ -86,29 +106,48 @@ class EmulatedDevice:
         self._clock = clock
         self._fault = fault
         self._struck = False
+        self._task = task
+        self._enrolment = enrolment
+        self._crypto = crypto
+        self._journal = journal
+        self._shelf = MemoryShelf()
+        self._start_work = start_work
+        self.boot()
+        self.link = make_link(self)
+
+    def boot(self) -> None:
+        """Start, or start again after a crash, from what the journal holds."""
         self.driver = DeviceDriver(
-            manifest=manifest,
-            make_trainer=lambda: task.trainer(info),
-            journal=MemoryJournal(enrolment),
-            shelf=MemoryShelf(),
-            enrolment=enrolment,
-            signer=signer,
-            crypto=crypto,
+            manifest=self._manifest,
+            make_trainer=lambda: self._task.trainer(self.info),
+            journal=self._journal,
+            shelf=self._shelf,
+            enrolment=self._enrolment,
+            signer=self._signer,
+            crypto=self._crypto,
             publish=self._publish,
-            start_work=lambda work: start_work(self, work),
+            start_work=lambda work: self._start_work(self, work),
             observe=self._observe,
-            device_class=profile.name,
+            device_class=self.profile.name,
         )
-        self.link = MqttLink(
-            address,
-            self.name,
-            subscriptions=self.driver.subscriptions,
-            on_message=lambda topic, data: self.driver.on_frame(topic, data, clock()),
-            on_up=lambda size: self.driver.on_link_up(size, clock()),
-            on_down=lambda _reason: self.driver.on_link_down(clock()),
-            will=self.driver.will,
-            packet_bytes_max=packet_bytes_max,
-        )
+
+    # -- link --------------------------------------------------------------------------------
+
+    def on_message(self, topic: str, data: bytes) -> None:
+        """A publication has come."""
+        self.driver.on_frame(topic, data, self._clock())
+
+    def on_link_up(self, packet_bytes_max: int) -> None:
+        """The broker is there."""
+        self.driver.on_link_up(packet_bytes_max, self._clock())
+
+    def on_link_down(self, _reason: str = "") -> None:
+        """The broker is gone."""
+        self.driver.on_link_down(self._clock())
+
+    def will(self) -> tuple[str, bytes]:
+        """The last will for a connection that is about to be made."""
+        return self.driver.will()
 
     # -- gate --------------------------------------------------------------------------------
 
@@ -141,6 +180,14 @@ class EmulatedDevice:
         work.payload = bytes(spoilt)
         digest = hashlib.sha256(work.payload).digest()
         return Trained(msgspec.structs.replace(event.sealed, payload_digest=digest))
+
+    def evaluate(self, model: Model) -> dict[str, float]:
+        """What the device's hold-out says of a model, named as in an update's metrics."""
+        result = self._task.trainer(self.info).evaluate(model, Plan(), stop=lambda: False)
+        if not result.num_examples:
+            return {}
+        about = {f"base_{name}": value for name, value in result.metrics.items()}
+        return about | {"base_loss": result.loss, "base_examples": result.num_examples}
 
     @property
     def energy_j(self) -> float:

@@ -14,11 +14,14 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from edge_sdk.signals import Trained, TrainingFailed
 from edge_sdk.work import TrainingWork
 from fleet.emulated import EmulatedDevice
+from wire import MqttLink
+
+LiveDevice: TypeAlias = EmulatedDevice[MqttLink]
 
 WORKERS: Final = 2
 RECONNECT_S: Final = 0.5
@@ -31,7 +34,7 @@ class FleetLoop:
     """Runs emulated devices until it is stopped."""
 
     def __init__(self) -> None:
-        self.devices: Sequence[EmulatedDevice] = ()
+        self.devices: Sequence[LiveDevice] = ()
         self.error: BaseException | None = None
         self._selector = selectors.DefaultSelector()
         self._watched: dict[int, Any] = {}
@@ -39,9 +42,9 @@ class FleetLoop:
         self._due_s: dict[int, float] = {}
         self._misc_at_s = 0.0
         self._connect_at_s: dict[int, float] = {}
-        self._done: queue.SimpleQueue[
-            tuple[EmulatedDevice, TrainingWork, Trained | TrainingFailed]
-        ] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[LiveDevice, TrainingWork, Trained | TrainingFailed]] = (
+            queue.SimpleQueue()
+        )
         self._bell, self._ear = socket.socketpair()
         self._ear.settimeout(0.0)
         self._bell.settimeout(0.0)
@@ -50,7 +53,7 @@ class FleetLoop:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="potluck-fleet", daemon=True)
 
-    def start(self, devices: Sequence[EmulatedDevice]) -> None:
+    def start(self, devices: Sequence[LiveDevice]) -> None:
         """Connect every device, and go on from there."""
         self.devices = devices
         self._thread.start()
@@ -66,14 +69,14 @@ class FleetLoop:
         self._bell.close()
         self._ear.close()
 
-    def start_work(self, device: EmulatedDevice, work: TrainingWork) -> None:
+    def start_work(self, device: LiveDevice, work: TrainingWork) -> None:
         """Train on a worker; called on the loop."""
         device.strike(work.order.round)
         self._pool.submit(self._train, device, work)
 
     # -- other threads -----------------------------------------------------------------------
 
-    def _train(self, device: EmulatedDevice, work: TrainingWork) -> None:
+    def _train(self, device: LiveDevice, work: TrainingWork) -> None:
         self._done.put((device, work, work.run()))
         self._ring()
 

@@ -1,0 +1,289 @@
+"""What a fleet's run came to: records for `insight`, from the ledger and from the devices.
+
+Bytes are those of the devices' own links, so that retries and what the broker lost are in them.
+"""
+
+import hashlib
+import resource
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from coordinator import Coordinator, FederationConfig
+from coordinator.evaluation import pooled_metrics
+from coordinator.signals import RoundOpened
+from coordinator.store import Store
+from edge_sdk import Model
+from fleet.emulated import EmulatedDevice
+from fleet.faults import Fault, describe
+from insight import DeviceRecord, RoundRecord, RunRecord, Totals
+from quantization import resolve_downlink, resolve_uplink
+from wire import Crypto, Manifest, PotluckError, Report
+
+ENGINE: Final = "devices"
+_CLOSED: Final = ("round_committed", "round_abandoned")
+
+
+class FleetError(PotluckError):
+    """The fleet cannot run; the text says why."""
+
+
+@dataclass
+class FleetRun:
+    """A federation that is about to run, or has.
+
+    Args:
+        config: the federation's file; `rounds.count` is how many rounds.
+        task: the task object.
+        count: devices.
+        seed: of keys, lots, data splits and faults.
+        crypto: `Ed25519()` or `StubCrypto()`.
+        faults: what goes wrong on purpose.
+        broker: a URL; None takes the file's, and "embedded" starts one.
+        state_dir: where the coordinator's state stays; None is a temporary directory.
+        observe: told every `Report` of the coordinator.
+        on_round: told of every round when it is closed.
+    """
+
+    config: FederationConfig
+    task: Any
+    count: int
+    seed: int
+    crypto: Crypto
+    faults: Sequence[Fault] = ()
+    broker: str | None = None
+    state_dir: Path | None = None
+    observe: Callable[[Report], None] = lambda _report: None
+    on_round: Callable[[RoundRecord], None] = lambda _record: None
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Sums over all devices at the end of a round."""
+
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    energy_j: float = 0.0
+
+
+class Course:
+    """How a run goes: told of every report, it remembers what had been spent when a round closed.
+
+    Args:
+        run: what is run.
+        devices: all of them; their counts are read, never changed.
+    """
+
+    def __init__(self, run: FleetRun, devices: Sequence[EmulatedDevice[Any]]) -> None:
+        self._run = run
+        self._devices = devices
+        self._marks: dict[int, _Mark] = {}
+        self._told = 0
+
+    def note(self, report: Report) -> None:
+        """The coordinator says something."""
+        if report.what in _CLOSED:
+            self._marks[int(report.detail.split()[1].rstrip(":"))] = self._mark()
+
+    def tell_rounds(self, coordinator: Coordinator) -> None:
+        """Tell whoever wants to know of the rounds that have closed since."""
+        closed = coordinator.store.last_round() - int(coordinator.rounds.is_open)
+        while self._told < closed:
+            self._told += 1
+            self._run.on_round(self._round(coordinator.store, self._told))
+
+    def record(
+        self, coordinator: Coordinator, *, wall_s: float, trace_digest: str | None
+    ) -> RunRecord:
+        """The whole run."""
+        run, store, devices = self._run, coordinator.store, self._devices
+        self._measure_last(coordinator)
+        rounds = tuple(self._round(store, number) for number in range(1, store.last_round() + 1))
+        counted = sorted(row.update_id for row in store.updates() if row.counted)
+        final = next((r for r in reversed(rounds) if r.accuracy is not None), None)
+        parameters = coordinator.models.schema.parameters
+        return RunRecord(
+            federation=run.config.federation.name,
+            task=run.config.federation.task,
+            seed=run.seed,
+            parameters=parameters,
+            uplink_codec=resolve_uplink(run.config.uplink.codec),
+            downlink_codec=resolve_downlink(run.config.downlink.codec),
+            rounds=rounds,
+            totals=_totals(
+                run,
+                devices,
+                parameters,
+                counted=len(counted),
+                wall_s=wall_s,
+                accuracy=None if final is None else final.accuracy,
+                loss=None if final is None else final.loss,
+                model_digest=coordinator.models.digest.hex(),
+                accepted_ids_digest=hashlib.sha256(b"".join(counted)).hexdigest(),
+                trace_digest=trace_digest,
+            ),
+            devices=tuple(_device_record(store, device) for device in devices),
+            faults=describe(run.faults),
+        )
+
+    def _mark(self) -> _Mark:
+        return _Mark(
+            uplink_bytes=sum(d.link.traffic.sent_bytes for d in self._devices),
+            downlink_bytes=sum(d.link.traffic.received_bytes for d in self._devices),
+            energy_j=sum(d.energy_j for d in self._devices),
+        )
+
+    def _round(self, store: Store, number: int) -> RoundRecord:
+        before = self._marks.get(number - 1, _Mark())
+        return round_record(store, number, before, self._marks.get(number, before))
+
+    def _measure_last(self, coordinator: Coordinator) -> None:
+        """Measure the last version on all hold-outs, where there is no test data.
+
+        The versions before it were measured by the devices of the round after.
+        """
+        last = coordinator.store.last_round()
+        if getattr(self._run.task, "test", None) is not None or not last:
+            return
+        if coordinator.store.rounds()[last - 1]["status"] != "committed":
+            return
+        model = coordinator.models.whole(coordinator.models.served)
+        measured = [d.evaluate(Model(coordinator.models.version, model)) for d in self._devices]
+        coordinator.store.note_round(last, pooled_metrics([(1, m) for m in measured]))
+
+
+def round_record(store: Store, number: int, before: _Mark, after: _Mark) -> RoundRecord:
+    """One round, from the ledger and from what devices had spent before and after it."""
+    row = store.rounds()[number - 1]
+    opened = msgspec.msgpack.decode(row["record"], type=RoundOpened)
+    rows = store.updates(number)
+    metrics: dict[str, float] = (
+        {} if row["metrics"] is None else msgspec.msgpack.decode(row["metrics"])
+    )
+    declined = store.declines(number)
+    not_counted = Counter(line.reason or "" for line in rows if line.counted is False)
+    heard = {line.device for line in rows} | set(declined)
+    closed_at = row["closed_at"]
+    return RoundRecord(
+        number=number,
+        status=row["status"],
+        invited=len(opened.invited),
+        accepted=sum(line.counted is True for line in rows),
+        accuracy=metrics.get("accuracy"),
+        loss=metrics.get("loss"),
+        uplink_bytes=after.uplink_bytes - before.uplink_bytes,
+        downlink_bytes=after.downlink_bytes - before.downlink_bytes,
+        energy_j=after.energy_j - before.energy_j,
+        duration_s=(row["opened_at"] if closed_at is None else closed_at) - row["opened_at"],
+        reason=row["reason"] or "",
+        declined=dict(sorted(Counter(declined.values()).items())),
+        not_counted=dict(sorted(not_counted.items())),
+        missing=len(set(opened.invited) - heard),
+    )
+
+
+def _device_record(store: Store, device: EmulatedDevice[Any]) -> DeviceRecord:
+    rows = [row for row in store.updates() if row.device == device.name]
+    settled = Counter(row.reason or "" for row in rows if row.counted is False)
+    counts = device.counts
+    incidents = {
+        row["reason"]: int(row["count"])
+        for row in store.incidents()
+        if row["device"] == device.name
+    }
+    return DeviceRecord(
+        device=device.name,
+        device_class=device.profile.name,
+        invited=counts.invited,
+        counted=sum(row.counted is True for row in rows),
+        not_counted=dict(sorted(settled.items())),
+        declined=dict(sorted(counts.declined.items())),
+        missing=max(counts.invited - len(rows) - sum(counts.declined.values()), 0),
+        num_examples=max((row.num_examples for row in rows), default=0),
+        uplink_bytes=device.link.traffic.sent_bytes,
+        downlink_bytes=device.link.traffic.received_bytes,
+        energy_j=device.energy_j,
+        incidents=incidents,
+    )
+
+
+def _totals(
+    run: FleetRun,
+    devices: Sequence[EmulatedDevice[Any]],
+    parameters: int,
+    *,
+    counted: int,
+    wall_s: float,
+    accuracy: float | None = None,
+    loss: float | None = None,
+    model_digest: str = "",
+    accepted_ids_digest: str = "",
+    trace_digest: str | None = None,
+) -> Totals:
+    sent = sum(device.counts.trained for device in devices)
+    return Totals(
+        accuracy=accuracy,
+        loss=loss,
+        uplink_bytes=sum(d.link.traffic.sent_bytes for d in devices),
+        downlink_bytes=sum(d.link.traffic.received_bytes for d in devices),
+        uplink_bytes_float32=4 * parameters * sent,
+        device_updates=sent,
+        wasted_updates=sent - counted,
+        wall_s=wall_s,
+        updates_per_s=sent / wall_s if wall_s else 0.0,
+        peak_rss_bytes=peak_rss_bytes(),
+        model_digest=model_digest,
+        accepted_ids_digest=accepted_ids_digest,
+        trace_digest=trace_digest,
+        crypto=run.crypto.name,
+        engine=ENGINE,
+        epsilon=None,
+        energy_j=sum(d.energy_j for d in devices),
+    )
+
+
+def joined_record(
+    run: FleetRun,
+    manifest: Manifest,
+    devices: Sequence[EmulatedDevice[Any]],
+    wall_s: float,
+) -> RunRecord:
+    """What the devices know; rounds, accuracy and digests are the coordinator's to tell."""
+    parameters = manifest.schema.shared.parameters
+    counted = sum(device.counts.counted for device in devices)
+    return RunRecord(
+        federation=run.config.federation.name,
+        task=run.config.federation.task,
+        seed=run.seed,
+        parameters=parameters,
+        uplink_codec=resolve_uplink(run.config.uplink.codec),
+        downlink_codec=resolve_downlink(run.config.downlink.codec),
+        rounds=(),
+        totals=_totals(run, devices, parameters, counted=counted, wall_s=wall_s),
+        devices=tuple(
+            DeviceRecord(
+                device=d.name,
+                device_class=d.profile.name,
+                invited=d.counts.invited,
+                counted=d.counts.counted,
+                not_counted=dict(d.counts.not_counted),
+                declined=dict(d.counts.declined),
+                uplink_bytes=d.link.traffic.sent_bytes,
+                downlink_bytes=d.link.traffic.received_bytes,
+                energy_j=d.energy_j,
+            )
+            for d in devices
+        ),
+        faults=describe(run.faults),
+    )
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
