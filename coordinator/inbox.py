@@ -21,6 +21,9 @@ class Inbox:
         self._payload_bytes_max = payload_bytes_max
         self._partials: dict[bytes, tuple[UpdateStored, Reassembly]] = {}
 
+    def __len__(self) -> int:
+        return len(self._partials)
+
     def why_too_large(self, payload_bytes: int, chunk_bytes: int) -> TooLargeError | None:
         """Why an announced transfer is refused, or None."""
         if payload_bytes > self._payload_bytes_max:

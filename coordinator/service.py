@@ -165,6 +165,11 @@ class Coordinator:
         return min(self.rounds.timers.values(), default=None)
 
     @property
+    def partials(self) -> int:
+        """How many updates are half here."""
+        return len(self._inbox)
+
+    @property
     def public_key(self) -> bytes:
         """What devices believe: 32 bytes."""
         return self._keys.signer.public_key

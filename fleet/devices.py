@@ -62,7 +62,7 @@ def make_devices(
     make_link: Callable[[EmulatedDevice[LinkT]], LinkT],
     start_work: Callable[[EmulatedDevice[LinkT], TrainingWork], None],
     make_journal: Callable[[int], Journal] = lambda _number: MemoryJournal(),
-    clock: Callable[[], float] = time.monotonic,
+    clock_of: Callable[[int], Callable[[], float]] = lambda _number: time.monotonic,
 ) -> list[EmulatedDevice[LinkT]]:
     """The devices of a fleet, not yet connected."""
     count = len(enrolments)
@@ -85,7 +85,7 @@ def make_devices(
             journal=make_journal(number),
             make_link=make_link,
             start_work=start_work,
-            clock=clock,
+            clock=clock_of(number),
             fault=faults.get(number),
         )
         for number, enrolment in enumerate(enrolments)

@@ -15,6 +15,7 @@ from coordinator.store import Store
 from edge_sdk.journal import MemoryJournal
 from edge_sdk.signals import ForgetUpdate, SealedUpdate
 
+_SPOOLS: Final = "INSERT OR REPLACE INTO spool"
 _WRITES: Final = ("INSERT", "UPDATE", "DELETE", "COMMIT", "CREATE")
 
 
@@ -51,9 +52,10 @@ class Fuse:
 class _Connection:
     """A SQLite connection whose writes pass a fuse; only what `Store` uses."""
 
-    def __init__(self, inner: sqlite3.Connection, fuse: Fuse) -> None:
+    def __init__(self, inner: sqlite3.Connection, fuse: Fuse, payloads: dict[bytes, bytes]) -> None:
         self._inner = inner
         self._fuse = fuse
+        self._payloads = payloads
 
     @property
     def row_factory(self) -> Any:
@@ -66,6 +68,8 @@ class _Connection:
 
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         """As sqlite3's; a write that is not inside a transaction is durable when this returns."""
+        if sql.startswith(_SPOOLS):
+            self._payloads.setdefault(*parameters)
         if not sql.lstrip().startswith(_WRITES):
             return self._inner.execute(sql, parameters)
         if self._fuse.full and not sql.startswith("CREATE"):
@@ -89,22 +93,28 @@ class _Connection:
 
 
 class CoordinatorDisk:
-    """The coordinator's disk: one SQLite database, in memory, that outlives its process."""
+    """The coordinator's disk: one SQLite database, in memory, that outlives its process.
+
+    Attributes:
+        payloads: a copy of every payload that was ever spooled, for whoever checks the sums.
+    """
 
     def __init__(self, fuse: Fuse) -> None:
-        self._database = sqlite3.connect(":memory:", isolation_level=None)
+        self.payloads: dict[bytes, bytes] = {}
+        self.database = sqlite3.connect(":memory:", isolation_level=None)
+        self.database.row_factory = sqlite3.Row
         self._fuse = fuse
 
     def open(self) -> Store:
         """The store, as a process finds it that has just started."""
-        if self._database.in_transaction:
-            self._database.execute("ROLLBACK")
-        connection: Any = _Connection(self._database, self._fuse)
+        if self.database.in_transaction:
+            self.database.execute("ROLLBACK")
+        connection: Any = _Connection(self.database, self._fuse, self.payloads)
         return Store(Path(":memory:"), connect=lambda: connection)
 
     def close(self) -> None:
         """The world is over."""
-        self._database.close()
+        self.database.close()
 
 
 class DeviceDisk(MemoryJournal):

@@ -226,6 +226,14 @@ class DeviceHost(Host):
     def start_work(self, device: VirtualDevice, work: TrainingWork) -> None:
         """Train now, and be done when the profile says."""
         device.strike(work.order.round)
+        if device.gone:
+            self.gone = True
+            self.crash()
+            return
+        if device.gate_opens_at_s is not None:
+            delay_s = device.gate_opens_at_s - self.clock()
+            self.world.after(delay_s, f"gate {self.name}", self.of_this_start(device.open_gate))
+            device.gate_opens_at_s = None
         event = work.run()
         seconds = _FAILED_TRAINING_S
         if work.examples_seen:

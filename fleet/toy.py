@@ -20,11 +20,20 @@ def _draw(seed: int, count: int) -> NDArray[np.float32]:
 
 
 class ToyTask:
-    """A perceptron of 8-6-2: 68 parameters, some forty examples a device, no test data."""
+    """A perceptron of 8-6-2: 68 parameters, some forty examples a device, no test data.
+
+    Args:
+        flops_per_example: what a training step is said to cost, so that in a world it takes a
+            while; None for what it does cost.
+    """
+
+    def __init__(self, flops_per_example: float | None = None) -> None:
+        self._flops_per_example = flops_per_example
 
     def model(self) -> Manifest:
         """The same on every machine."""
-        return NumpyTrainer.manifest(FEATURES, 6, 2, seed=3)
+        tensors = NumpyTrainer.manifest(FEATURES, 6, 2, seed=3).tensors
+        return Manifest(tensors, flops_per_example=self._flops_per_example)
 
     def trainer(self, device: DeviceInfo) -> NumpyTrainer:
         """Examples from the device's seed."""

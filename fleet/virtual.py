@@ -104,7 +104,7 @@ class VirtualFleet:
             make_link=lambda device: hosts[device.info.index].make_link(device),
             start_work=lambda device, work: hosts[device.info.index].start_work(device, work),
             make_journal=lambda number: hosts[number].disk,
-            clock=lambda: self.world.now_s,
+            clock_of=lambda number: hosts[number].clock,
         )
         for host, device in zip(hosts, self.devices, strict=True):
             host.device = device

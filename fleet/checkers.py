@@ -1,0 +1,366 @@
+"""What must hold after every event of a world, whatever has gone wrong in it.
+
+Each checker is one function whose docstring is its promise. It looks at evidence: the coordinator's
+disk as it is and as it was after the event before, what the coordinator has published since, and
+the devices. A broken promise raises `ViolationError`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from coordinator.models import tensors_from_bytes
+from coordinator.round import RESUME_GRACE_S
+from coordinator.signals import RoundOpened
+from coordinator.store import UpdateRow
+from edge_sdk.session import Phase
+from fleet.virtual import VirtualFleet
+from quantization import decode
+from wire import frames, limits, tensors_digest, topics
+from wire.messages import Invite, Message, Receipt, Release, Settled
+
+_CHECKED_KINDS: Final = frozenset({Invite.KIND, Receipt.KIND, Release.KIND, Settled.KIND})
+_KIND_OFFSET: Final = 4
+# A closed round's evidence is looked at once more, and then never again.
+_ROUNDS_BACK: Final = 2
+_TIMERS_MAX: Final = 8
+_DEADLINE_SLACK_S: Final = 1.0
+
+
+class ViolationError(AssertionError):
+    """A promise was broken; the text says which and how."""
+
+    def __init__(self, promise: str, what: str) -> None:
+        super().__init__(f"{promise}: {what}")
+        self.promise = promise
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What checkers look at."""
+
+    fleet: VirtualFleet
+    published: list[tuple[str, Message]] = field(default_factory=list)
+    ledger: dict[bytes, UpdateRow] = field(default_factory=dict)
+    ledger_before: dict[bytes, UpdateRow] = field(default_factory=dict)
+    rounds: dict[int, tuple[str, RoundOpened]] = field(default_factory=dict)
+    version: int = 0
+    version_before: int = 0
+    released: set[int] = field(default_factory=lambda: {0})
+    exact: dict[int, dict[str, Any]] = field(default_factory=dict)
+    settled_on_devices: dict[str, int] = field(default_factory=dict)
+
+
+class Witness:
+    """Collects the evidence of a world and lets every checker look at it, event by event.
+
+    Args:
+        make: makes the fleet; it is given what to tell of publications.
+    """
+
+    def __init__(self, make: Callable[[Callable[[str, bytes], None]], VirtualFleet]) -> None:
+        self._published: list[tuple[str, bytes]] = []
+        self.fleet = make(lambda topic, data: self._published.append((topic, data)))
+        self.evidence = Evidence(self.fleet)
+        self._effects = -1
+        self._read_ledger()
+        self.fleet.world.after_event = self.check
+
+    def check(self) -> None:
+        """Look at what the last event has done.
+
+        Raises:
+            ViolationError: a promise was broken.
+        """
+        evidence = self.evidence
+        evidence.published = list(self._heard())
+        effects = self.fleet.gateway.fuse.effects
+        if effects != self._effects:
+            self._effects = effects
+            self._read_ledger()
+            for checker in LEDGER_CHECKERS:
+                checker(evidence)
+        for checker in EVENT_CHECKERS:
+            checker(evidence)
+
+    def _heard(self) -> Iterator[tuple[str, Message]]:
+        for topic, data in self._published:
+            if data[_KIND_OFFSET] in _CHECKED_KINDS:
+                address = topics.parse(topic)
+                yield address.device, frames.decode(frames.parse(data), address)
+        self._published.clear()
+
+    def _read_ledger(self) -> None:
+        evidence, database = self.evidence, self.fleet.gateway.disk.database
+        (last,) = database.execute("SELECT COALESCE(MAX(round), 0) FROM rounds").fetchone()
+        since = last - _ROUNDS_BACK
+        rows = database.execute("SELECT * FROM updates WHERE round >= ?", (since,)).fetchall()
+        evidence.ledger_before = {
+            key: row for key, row in evidence.ledger.items() if row.round >= since
+        }
+        evidence.ledger = {bytes(row["update_id"]): UpdateRow.read(row) for row in rows}
+        for row in database.execute("SELECT * FROM rounds WHERE round >= ?", (since,)).fetchall():
+            opened = msgspec.msgpack.decode(row["record"], type=RoundOpened)
+            evidence.rounds[row["round"]] = (row["status"], opened)
+        (version,) = database.execute("SELECT MAX(version) FROM models").fetchone()
+        evidence.version_before, evidence.version = evidence.version, version or 0
+        evidence.released |= {r["version"] for r in database.execute("SELECT * FROM releases")}
+
+
+# -- after every change of the coordinator's disk --------------------------------------------------
+
+
+def each_update_is_decided_once(evidence: Evidence) -> None:
+    """What is settled stays settled, as it was; what is receipted stays receipted."""
+    for key, before in evidence.ledger_before.items():
+        now = evidence.ledger.get(key)
+        if now is None:
+            raise ViolationError("each_update_is_decided_once", f"{key.hex()} left the ledger")
+        if before.receipted_at is not None and now.receipted_at != before.receipted_at:
+            raise ViolationError("each_update_is_decided_once", f"{key.hex()}: another receipt")
+        if before.counted is not None and (now.counted, now.reason) != (
+            before.counted,
+            before.reason,
+        ):
+            raise ViolationError("each_update_is_decided_once", f"{key.hex()}: decided again")
+
+
+def one_update_counts_for_a_device_and_a_round(evidence: Evidence) -> None:
+    """No device counts twice in a round."""
+    counted = [(row.round, row.device) for row in evidence.ledger.values() if row.counted]
+    if len(set(counted)) != len(counted):
+        raise ViolationError("one_update_counts_for_a_device_and_a_round", str(sorted(counted)))
+
+
+def only_the_invited_count(evidence: Evidence) -> None:
+    """What counts was trained by an invited device, on the base of its round."""
+    for row in evidence.ledger.values():
+        if row.counted:
+            _status, opened = evidence.rounds[row.round]
+            if row.device not in opened.invited or row.base_version != opened.base_version:
+                raise ViolationError("only_the_invited_count", f"{row.device} in {row.round}")
+
+
+def what_is_not_settled_is_in_the_spool(evidence: Evidence) -> None:
+    """A receipted update can still be counted until it is decided: its payload is on disk."""
+    database = evidence.fleet.gateway.disk.database
+    spooled = {bytes(key) for (key,) in database.execute("SELECT update_id FROM spool")}
+    for key, row in evidence.ledger.items():
+        if row.receipted_at is not None and row.counted is None and key not in spooled:
+            raise ViolationError("what_is_not_settled_is_in_the_spool", key.hex())
+
+
+def versions_grow_one_by_one(evidence: Evidence) -> None:
+    """A version is the one before plus one, and belongs to a committed round."""
+    if evidence.version not in (evidence.version_before, evidence.version_before + 1):
+        raise ViolationError(
+            "versions_grow_one_by_one", f"{evidence.version_before} -> {evidence.version}"
+        )
+    committed = sum(1 for status, _ in evidence.rounds.values() if status == "committed")
+    if evidence.version != committed:
+        raise ViolationError(
+            "versions_grow_one_by_one", f"version {evidence.version}, {committed} rounds committed"
+        )
+
+
+def the_model_is_the_mean_of_what_counted(evidence: Evidence) -> None:
+    """A new version is the one before plus the weighted mean of its round's counted payloads."""
+    models = evidence.fleet.coordinator.models
+    disk = evidence.fleet.gateway.disk
+    row = disk.database.execute(
+        "SELECT models.round, models.digest, served, exact FROM models JOIN tensors"
+        " USING (version) WHERE version = ?",
+        (evidence.version,),
+    ).fetchone()
+    if row is None or evidence.version in evidence.exact:
+        return
+    exact = tensors_from_bytes(models.schema, row["exact"])
+    served = tensors_from_bytes(models.schema, row["served"])
+    evidence.exact[evidence.version] = exact
+    if bytes.fromhex(tensors_digest(models.schema, served)) != row["digest"]:
+        raise ViolationError("the_model_is_the_mean_of_what_counted", "the digest is another")
+    before = evidence.exact.get(evidence.version - 1)
+    if before is None:
+        return
+    counted = [r for r in evidence.ledger.values() if r.counted and r.round == row["round"]]
+    weight = sum(r.weight for r in counted)
+    for name, values in exact.items():
+        mean = sum(
+            r.weight * decode(disk.payloads[r.update_id], models.schema)[name].astype(np.float64)
+            for r in counted
+        )
+        if not np.allclose(values, before[name] + mean / weight, rtol=0.0, atol=1e-5):
+            raise ViolationError(
+                "the_model_is_the_mean_of_what_counted", f"version {evidence.version}: {name}"
+            )
+
+
+def a_committed_round_has_its_quorum(evidence: Evidence) -> None:
+    """No version is made of fewer updates than the quorum, or of more than the cohort."""
+    for number, (status, opened) in evidence.rounds.items():
+        if status != "committed":
+            continue
+        counted = sum(1 for r in evidence.ledger.values() if r.counted and r.round == number)
+        seen = any(r.round == number for r in evidence.ledger.values())
+        if seen and not opened.needed <= counted <= opened.cohort:
+            raise ViolationError("a_committed_round_has_its_quorum", f"round {number}: {counted}")
+
+
+# -- after every event -----------------------------------------------------------------------------
+
+
+def nothing_is_said_before_it_is_on_disk(evidence: Evidence) -> None:
+    """Receipts and settlements tell what the ledger holds; releases what is released."""
+    for device, message in evidence.published:
+        if isinstance(message, Receipt | Settled):
+            row = evidence.ledger.get(message.update_id) or _row(evidence, message.update_id)
+            if row is None or row.device != device:
+                raise ViolationError("nothing_is_said_before_it_is_on_disk", repr(message))
+            if isinstance(message, Receipt) and row.receipted_at is None:
+                raise ViolationError("nothing_is_said_before_it_is_on_disk", "a receipt too early")
+            if isinstance(message, Settled) and (row.counted, row.reason) != (
+                message.counted,
+                message.reason,
+            ):
+                raise ViolationError("nothing_is_said_before_it_is_on_disk", repr(message))
+        elif isinstance(message, Release) and message.version not in evidence.released:
+            raise ViolationError("nothing_is_said_before_it_is_on_disk", repr(message))
+
+
+def nobody_is_invited_who_has_not_spoken(evidence: Evidence) -> None:
+    """An invitation answers a check-in that the device has really made, to a round that is open."""
+    for device, message in evidence.published:
+        if isinstance(message, Invite):
+            made = next(d for d in evidence.fleet.devices if d.name == device).driver.session
+            if message.check_in > made.check_in:
+                raise ViolationError("nobody_is_invited_who_has_not_spoken", device)
+            if evidence.rounds.get(message.round, ("", None))[0] != "open":
+                raise ViolationError("nobody_is_invited_who_has_not_spoken", f"{message.round}")
+
+
+def a_device_uses_released_models_alone(evidence: Evidence) -> None:
+    """The app's model is version 0 or one that was released."""
+    for device in evidence.fleet.devices:
+        version = device.driver.released.version
+        if version not in evidence.released:
+            raise ViolationError(
+                "a_device_uses_released_models_alone", f"{device.name} runs version {version}"
+            )
+
+
+def a_sealed_update_waits_for_its_settlement(evidence: Evidence) -> None:
+    """A device forgets an update only when the ledger has decided it, in the same way."""
+    for host in evidence.fleet.hosts:
+        history = host.disk.history
+        if len(history) == evidence.settled_on_devices.get(host.name, 0):
+            continue
+        evidence.settled_on_devices[host.name] = len(history)
+        last = history[-1]
+        row = evidence.ledger.get(last.update_id) or _row(evidence, last.update_id)
+        if row is None or (row.counted, row.reason) != (last.counted, last.reason):
+            raise ViolationError("a_sealed_update_waits_for_its_settlement", host.name)
+
+
+def memory_is_bounded(evidence: Evidence) -> None:
+    """Timers, transfers, leases and journals stay within their bounds."""
+    fleet = evidence.fleet
+    coordinator = fleet.coordinator
+    if len(coordinator.rounds.timers) > _TIMERS_MAX:
+        raise ViolationError("memory_is_bounded", "the coordinator's timers")
+    if coordinator.partials > limits.PARTIALS_PER_DEVICE_MAX * len(fleet.devices):
+        raise ViolationError("memory_is_bounded", "the coordinator's transfers")
+    for device in fleet.devices:
+        if len(device.driver.timers) > _TIMERS_MAX:
+            raise ViolationError("memory_is_bounded", f"{device.name}: timers")
+
+
+def work_has_a_way_on(evidence: Evidence) -> None:
+    """A running device in any phase but the last has a timer, a link to come, or a closed gate."""
+    for host in evidence.fleet.hosts:
+        if not host.running or host.gone:
+            continue
+        driver = host.device.driver
+        session = driver.session
+        waiting = session.phase in (Phase.UNENROLLED, Phase.REVOKED) or session.gate is None
+        if not (driver.timers or waiting or not session.link):
+            raise ViolationError("work_has_a_way_on", f"{host.name} in {session.phase.name}")
+
+
+def a_round_ends_by_its_deadline(evidence: Evidence) -> None:
+    """While its coordinator runs, a round is closed at its deadline, or soon after a restart."""
+    gateway = evidence.fleet.gateway
+    if not gateway.running or gateway.clock_offset_s:
+        return
+    for number, (status, opened) in evidence.rounds.items():
+        up_since = gateway.clock() - (gateway.world.now_s - gateway.started_at_s)
+        due = max(opened.deadline_at_s, up_since + RESUME_GRACE_S) + _DEADLINE_SLACK_S
+        if status == "open" and gateway.clock() > due:
+            raise ViolationError("a_round_ends_by_its_deadline", f"round {number}")
+
+
+def _row(evidence: Evidence, update_id: bytes) -> UpdateRow | None:
+    row = evidence.fleet.gateway.disk.database.execute(
+        "SELECT * FROM updates WHERE update_id = ?", (update_id,)
+    ).fetchone()
+    return None if row is None else UpdateRow.read(row)
+
+
+LEDGER_CHECKERS: Final = (
+    each_update_is_decided_once,
+    one_update_counts_for_a_device_and_a_round,
+    only_the_invited_count,
+    what_is_not_settled_is_in_the_spool,
+    versions_grow_one_by_one,
+    the_model_is_the_mean_of_what_counted,
+    a_committed_round_has_its_quorum,
+)
+EVENT_CHECKERS: Final = (
+    nothing_is_said_before_it_is_on_disk,
+    nobody_is_invited_who_has_not_spoken,
+    a_device_uses_released_models_alone,
+    a_sealed_update_waits_for_its_settlement,
+    memory_is_bounded,
+    work_has_a_way_on,
+    a_round_ends_by_its_deadline,
+)
+
+
+# -- when all is calm ------------------------------------------------------------------------------
+
+
+def every_receipt_was_settled(evidence: Evidence) -> None:
+    """At the end no receipted update waits, and no device holds one that was decided."""
+    database = evidence.fleet.gateway.disk.database
+    (open_ones,) = database.execute(
+        "SELECT COUNT(*) FROM updates WHERE receipted_at IS NOT NULL AND settled_at IS NULL"
+    ).fetchone()
+    if open_ones:
+        raise ViolationError("every_receipt_was_settled", f"{open_ones} are not")
+    for host in evidence.fleet.hosts:
+        if not host.gone and host.device.driver.session.sealed is not None:
+            raise ViolationError("every_receipt_was_settled", f"{host.name} still waits")
+
+
+def every_round_was_closed(evidence: Evidence) -> None:
+    """Once nothing is broken any more, the federation comes to its last round."""
+    if not evidence.fleet.coordinator.finished:
+        last = evidence.fleet.coordinator.store.last_round()
+        raise ViolationError("every_round_was_closed", f"the last one is {last}")
+
+
+def everybody_has_the_released_model(evidence: Evidence) -> None:
+    """Once nothing is broken any more, every device runs the last release."""
+    latest = evidence.fleet.coordinator.models.version
+    for host in evidence.fleet.hosts:
+        if not host.gone and host.device.driver.released.version != latest:
+            raise ViolationError("everybody_has_the_released_model", host.name)
+
+
+FINAL_CHECKERS: Final = (
+    every_round_was_closed,
+    every_receipt_was_settled,
+    everybody_has_the_released_model,
+)

@@ -1,0 +1,333 @@
+"""The adversary: what goes wrong, when and to whom, as data that follows from a seed.
+
+*Safety*: anything may fail at any time; afterwards everything heals, and the federation must come
+to its end with every promise kept. *Liveness*: a core of devices, the gateway and the broker are
+healthy, everything else breaks and stays broken; rounds must still end by their deadlines.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
+
+from coordinator.config import Federation, FederationConfig, Fleet, Rounds
+from fleet.checkers import FINAL_CHECKERS, ViolationError, Witness, every_round_was_closed
+from fleet.crypto import StubCrypto
+from fleet.hosts import Host
+from fleet.network import Weather
+from fleet.record import FleetRun
+from fleet.toy import ToyTask
+from fleet.virtual import VirtualFleet
+from fleet.world import World
+from wire import settings
+
+Mode = Literal["safety", "liveness"]
+Kind = Literal[
+    "crash",
+    "power_loss",
+    "crash_at_effect",
+    "disk_full",
+    "link_break",
+    "partition",
+    "partition_up",
+    "partition_down",
+    "clog",
+    "broker_kill",
+    "weather",
+    "clock_step",
+    "gate_close",
+    "vanish",
+]
+
+FAULTS_UNTIL_S: Final = 150.0
+CALM_S: Final = 4 * 3_600.0
+COORDINATOR: Final = -1
+_YEAR_S: Final = 365.25 * 86_400.0
+_DEVICE_KINDS: Final[tuple[Kind, ...]] = (
+    "crash",
+    "power_loss",
+    "crash_at_effect",
+    "crash_at_effect",
+    "disk_full",
+    "link_break",
+    "link_break",
+    "partition",
+    "partition_up",
+    "partition_down",
+    "clog",
+    "gate_close",
+)
+_GATEWAY_KINDS: Final[tuple[Kind, ...]] = (
+    "crash",
+    "crash_at_effect",
+    "crash_at_effect",
+    "disk_full",
+    "link_break",
+    "partition",
+    "broker_kill",
+    "weather",
+    "clock_step",
+)
+
+
+class Event(Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing that goes wrong.
+
+    `device` is a device's number, or -1 for the gateway (and the broker beside it). `for_s` is how
+    long it lasts; `amount` is the number of effects before `crash_at_effect`, the seconds of a
+    `clock_step`, how many times slower a `clog` is, and the probability of `weather`.
+    """
+
+    kind: Kind
+    at_s: Annotated[float, Meta(ge=0.0, le=31_536_000.0)]
+    device: Annotated[int, Meta(ge=-1)] = COORDINATOR
+    for_s: Annotated[float, Meta(gt=0.0, le=31_536_000.0)] = 30.0
+    amount: float = 1.0
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    event: tuple[Event, ...] = ()
+
+
+def load_events(path: Path) -> tuple[Event, ...]:
+    """Read a schedule.
+
+    Raises:
+        settings.SettingsError: one line with file, line, key and what is known instead.
+    """
+    return settings.convert(_File, settings.load(path), path).event
+
+
+def schedule(seed: int, mode: Mode, devices: int, core: int) -> tuple[Event, ...]:
+    """What a seed breaks.
+
+    Args:
+        seed: of every choice.
+        mode: see the module.
+        devices: how many there are.
+        core: how many of them, the first ones, stay healthy in liveness mode.
+    """
+    chance = World(seed * 2 + (mode == "liveness"))
+    if mode == "liveness":
+        return tuple(_broken_for_ever(chance, device) for device in range(core, devices))
+    events = []
+    for _ in range(3 + chance.below(20)):
+        gateway = chance.uniform() < 0.3  # noqa: PLR2004 - a third of all trouble
+        kinds = _GATEWAY_KINDS if gateway else _DEVICE_KINDS
+        kind = kinds[chance.below(len(kinds))]
+        events.append(
+            Event(
+                kind=kind,
+                at_s=round(chance.uniform(0.0, FAULTS_UNTIL_S), 3),
+                device=COORDINATOR if gateway else chance.below(devices),
+                for_s=round(chance.uniform(0.5, 200.0), 3),
+                amount=_amount(kind, chance),
+            )
+        )
+    return tuple(events)
+
+
+def _amount(kind: Kind, chance: World) -> float:
+    if kind == "crash_at_effect":
+        return float(1 + chance.below(40))
+    if kind == "clock_step":
+        return (_YEAR_S, -_YEAR_S, 3_600.0, -3_600.0, 30.0)[chance.below(5)]
+    if kind == "clog":
+        return float(10 + chance.below(1_000))
+    return round(chance.uniform(0.02, 0.3), 3)
+
+
+def _broken_for_ever(chance: World, device: int) -> Event:
+    kinds: tuple[Kind, ...] = (
+        "vanish",
+        "partition",
+        "partition_up",
+        "partition_down",
+        "gate_close",
+    )
+    return Event(
+        kind=kinds[chance.below(len(kinds))],
+        at_s=round(chance.uniform(0.0, FAULTS_UNTIL_S), 3),
+        device=device,
+        for_s=31_536_000.0,
+    )
+
+
+def unleash(fleet: VirtualFleet, events: Sequence[Event]) -> None:
+    """Plan every event of a schedule in a fleet's world."""
+    for event in events:
+        fleet.world.after(
+            event.at_s - fleet.world.now_s,
+            f"nemesis {event.kind} {event.device}",
+            _act(fleet, event),
+        )
+
+
+def _act(fleet: VirtualFleet, event: Event) -> Callable[[], None]:
+    host: Host = fleet.gateway if event.device < 0 else fleet.hosts[event.device]
+    link = fleet.gateway.link if event.device < 0 else fleet.devices[event.device].link
+    network, world = fleet.network, fleet.world
+
+    def unfill() -> None:
+        host.fuse.full = False
+
+    def fill() -> None:
+        host.fuse.full = True
+        world.after(event.for_s, f"space {host.name}", unfill)
+
+    def unclog() -> None:
+        link.slowed = 1.0
+
+    def clog() -> None:
+        link.slowed = event.amount
+        world.after(event.for_s, f"unclog {host.name}", unclog)
+
+    def clear() -> None:
+        network.weather = Weather()
+
+    def storm() -> None:
+        share = min(event.amount, 1.0)
+        network.weather = Weather(lost=share / 2, doubled=share, delayed=share)
+        world.after(event.for_s, "weather clears", clear)
+
+    def blow() -> None:
+        host.fuse.blows_at = host.fuse.effects + int(event.amount)
+
+    def vanish() -> None:
+        host.gone = True
+        host.crash(silent=True)
+
+    def close_gate() -> None:
+        if event.device >= 0:
+            fleet.hosts[event.device].close_gate(event.for_s)
+
+    deeds: dict[Kind, Callable[[], None]] = {
+        "crash": lambda: host.crash(down_s=event.for_s),
+        "power_loss": lambda: host.crash(down_s=event.for_s, silent=True),
+        "crash_at_effect": blow,
+        "disk_full": fill,
+        "link_break": lambda: link.broken("nemesis"),
+        "partition": lambda: link.freeze(out=True, into=True, for_s=event.for_s),
+        "partition_up": lambda: link.freeze(out=True, into=False, for_s=event.for_s),
+        "partition_down": lambda: link.freeze(out=False, into=True, for_s=event.for_s),
+        "clog": clog,
+        "broker_kill": lambda: network.kill_broker(min(event.for_s, 30.0)),
+        "weather": storm,
+        "clock_step": lambda: fleet.gateway.step_clock(event.amount),
+        "gate_close": close_gate,
+        "vanish": vanish,
+    }
+    return deeds[event.kind]
+
+
+# -- one seed --------------------------------------------------------------------------------------
+
+
+class Trial(Struct, frozen=True):
+    """One world, from its seed to its end.
+
+    `violation` is None, or the promise that was broken and how.
+    """
+
+    seed: int
+    mode: Mode
+    devices: int
+    rounds: int
+    events: tuple[Event, ...]
+    trace_digest: str
+    virtual_s: float
+    happened: int
+    violation: str | None = None
+    promise: str | None = None
+
+
+def try_seed(
+    seed: int,
+    mode: Mode,
+    *,
+    devices: int = 20,
+    rounds: int = 5,
+    events: Sequence[Event] | None = None,
+) -> Trial:
+    """Play one world; never raises for a broken promise, but says which it was.
+
+    Args:
+        seed: of everything.
+        mode: see the module.
+        devices: how many.
+        rounds: how many.
+        events: a schedule instead of the seed's own, to shrink one or to repeat a shrunk one.
+    """
+    cohort = max(2, devices * 2 // 5)
+    core = cohort + 1
+    if events is None:
+        events = schedule(seed, mode, devices, core)
+    config = FederationConfig(
+        federation=Federation(name="world", task="fleet.toy:task"),
+        rounds=Rounds(count=rounds, cohort=cohort, quorum=0.5, deadline_s=90.0),
+        fleet=Fleet(partition="iid"),
+    )
+    run = FleetRun(
+        config=config,
+        task=ToyTask(flops_per_example=2.5e8),
+        count=devices,
+        seed=seed,
+        crypto=StubCrypto(),
+    )
+    witness = Witness(lambda told: VirtualFleet(run, lives_days=False, on_publish=told))
+    fleet = witness.fleet
+    violation = None
+    try:
+        unleash(fleet, events)
+        fleet.start()
+        fleet.world.run(FAULTS_UNTIL_S + 200.0)
+        if mode == "safety":
+            _heal(fleet)
+        fleet.world.run(fleet.world.now_s + CALM_S)
+        finals = FINAL_CHECKERS if mode == "safety" else (every_round_was_closed,)
+        for checker in finals:
+            checker(witness.evidence)
+    except ViolationError as error:
+        violation = error
+    finally:
+        fleet.close()
+    return Trial(
+        seed=seed,
+        mode=mode,
+        devices=devices,
+        rounds=rounds,
+        events=tuple(events),
+        trace_digest=fleet.world.trace_digest,
+        virtual_s=fleet.world.now_s,
+        happened=fleet.world.events,
+        violation=None if violation is None else str(violation),
+        promise=None if violation is None else violation.promise,
+    )
+
+
+def _heal(fleet: VirtualFleet) -> None:
+    """Everything works again; clocks are right again."""
+    fleet.network.weather = Weather()
+    if fleet.gateway.clock_offset_s:
+        fleet.gateway.step_clock(-fleet.gateway.clock_offset_s)
+    for host in (fleet.gateway, *fleet.hosts):
+        host.fuse.full = False
+        host.fuse.blows_at = None
+
+
+def shrink(trial: Trial) -> Trial:
+    """The fewest events that still break the same promise, one by one."""
+    events = list(trial.events)
+    smallest = trial
+    at = 0
+    while at < len(events):
+        fewer = [*events[:at], *events[at + 1 :]]
+        again = try_seed(
+            trial.seed, trial.mode, devices=trial.devices, rounds=trial.rounds, events=fewer
+        )
+        if again.promise == trial.promise:
+            events, smallest = fewer, again
+        else:
+            at += 1
+    return smallest
