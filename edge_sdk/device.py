@@ -1,29 +1,26 @@
 """The device as an app embeds it: one object, one background thread, nothing that blocks the app.
 
-Three threads meet here. The link's only puts what it hears into a queue. Training has one of its
-own, while there is something to train. The device's own takes the queue, the timers and the gate
-one after the other and is the only one that touches the driver, the journal and the models.
+Everything that goes on while it runs is in `_running`, on threads of its own.
 """
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from edge_sdk._running import Running
 from edge_sdk.driver import DeviceDriver
-from edge_sdk.enrolment import EnrolmentError, enrol, tls_files
-from edge_sdk.journal import SqliteJournal
+from edge_sdk.enrolment import CA_FILE, EnrolmentError, enrol, tls_files
+from edge_sdk.journal import JOURNAL_FILE, Enrolment, SqliteJournal
 from edge_sdk.models import FileShelf
-from edge_sdk.policy import SECONDS_PER_DAY, Conditions, Policy, judge, sense
+from edge_sdk.policy import SECONDS_PER_DAY, Conditions, Policy, sense
 from edge_sdk.session import Phase
-from edge_sdk.signals import ForgetUpdate, GateClosed, GateOpened
-from edge_sdk.trainer import DeviceInfo, Model, Task, load_task
-from edge_sdk.work import TrainingWork
+from edge_sdk.signals import ForgetUpdate
+from edge_sdk.trainer import DeviceInfo, Model, Task, load_task, read_only
 from wire import (
     Crypto,
     Ed25519,
@@ -33,18 +30,10 @@ from wire import (
     SecretSource,
     SystemSecrets,
 )
-from wire.lock import InstanceLock
-from wire.token import read_tokens
+from wire.lock import LOCK_FILE, InstanceLock
+from wire.token import TokenFileError, read_tokens
 
-if TYPE_CHECKING:
-    from wire import MqttLink
-
-GATE_EVERY_S: Final = 5.0
-# What was spent reaches the journal this often: flash wears out by writing.
-SPEND_EVERY_S: Final = 60.0
-FAREWELL_S: Final = 2.0
 _MODELS: Final = "models"
-_QUEUE_MAX: Final = 4_096
 _log = logging.getLogger("potluck.device")
 
 
@@ -150,7 +139,7 @@ class Device:
         self._manifest: Manifest | None = None
         self._model: Model | None = None
         self._thread: threading.Thread | None = None
-        self._inbox: queue.Queue[Callable[[_Running], None]] = queue.Queue(_QUEUE_MAX)
+        self._current: Running | None = None
         self._stopping = threading.Event()
         self._revoked = threading.Event()
 
@@ -176,9 +165,13 @@ class Device:
         """
         journal = SqliteJournal(self.state_dir)
         try:
-            if journal.enrolment is not None:
+            known = journal.enrolment
+            if known is not None and journal.revoked is None:
+                self._refuse_strangers(known, Path(token_file))
                 return
             tokens = read_tokens(Path(token_file))
+            if known is not None:
+                journal.reset()  # revoked: a new key, a new name, a new beginning
             if consent is not None and not consent():
                 raise EnrolmentError("the owner did not consent; nothing was sent")
             signer = self._crypto.signer(journal.identity_key(self._secrets.token(32)))
@@ -194,6 +187,16 @@ class Device:
             journal.enrol(enrolment)
         finally:
             journal.close()
+
+    def _refuse_strangers(self, known: Enrolment, token_file: Path) -> None:
+        """A device has one coordinator; another's tokens are a mistake that somebody should see."""
+        with contextlib.suppress(TokenFileError):
+            keys = {bytes.fromhex(token.coordinator_key) for token in read_tokens(token_file)}
+            if known.coordinator_key not in keys:
+                raise EnrolmentError(
+                    f"{self.state_dir}: is enrolled with another coordinator; use another state"
+                    " directory, or leave() first"
+                )
 
     def start(self) -> None:
         """Take part in the background, until `stop`.
@@ -222,9 +225,8 @@ class Device:
 
     def stop(self) -> None:
         """End in good order: work that is not sealed is given up, what is sealed is kept."""
+        # Nothing but this: it may be called from a signal handler in the middle of anything.
         self._stopping.set()
-        with contextlib.suppress(queue.Full):
-            self._inbox.put_nowait(lambda _running: None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
             self._thread = None
@@ -259,20 +261,33 @@ class Device:
         with contextlib.suppress(DeviceError):
             if not self.running:
                 self.start()
-            self._inbox.put(_Running.leave)
+            if self._current is not None:
+                self._current.ask_to_leave()
             confirmed = self._revoked.wait(timeout_s)
         self.stop()
-        import shutil  # noqa: PLC0415 - once in a device's life
-
-        shutil.rmtree(self.state_dir, ignore_errors=True)
+        self._delete()
         self._model = None
         return confirmed
+
+    def _delete(self) -> None:
+        """Remove what this class has made; what else is in the directory is not ours."""
+        import shutil  # noqa: PLC0415 - once in a device's life
+
+        shutil.rmtree(self.state_dir / _MODELS, ignore_errors=True)
+        for pattern in (f"{JOURNAL_FILE}*", CA_FILE, f"{LOCK_FILE}*"):
+            for path in self.state_dir.glob(pattern):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.state_dir.rmdir()
 
     # -- the thread --------------------------------------------------------------------------
 
     def _task_manifest(self) -> Manifest:
         if self._manifest is None:
-            self._manifest = self.task.model()
+            try:
+                self._manifest = self.task.model()
+            except Exception as error:
+                raise DeviceError(f"task.model() raised {type(error).__name__}: {error}") from error
         if not isinstance(self._manifest, Manifest):
             raise DeviceError("task.model() did not return a wire.Manifest")
         return self._manifest
@@ -290,28 +305,35 @@ class Device:
             for name, first in manifest.tensors.items()
         }
         path = shelf.path(version) if shared else None
-        return Model(version if shared else 0, tensors, path, manifest.artefact)
+        return Model(version if shared else 0, read_only(tensors), path, manifest.artefact)
 
-    def _prepare(self) -> "_Running":
-        from wire import BrokerAddress, MqttLink  # noqa: PLC0415 - paho-mqtt, loaded when it is used
-
+    def _prepare(self) -> Running:
         manifest = self._task_manifest()
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        lock = InstanceLock(self.state_dir)
-        journal = SqliteJournal(self.state_dir)
+        with contextlib.ExitStack() as undo:
+            lock = InstanceLock(self.state_dir)
+            undo.callback(lock.release)
+            journal = SqliteJournal(self.state_dir)
+            undo.callback(journal.close)
+            running = self._assemble(manifest, lock, journal)
+            undo.pop_all()
+        self._stopping.clear()
+        self._revoked.clear()
+        self.error = None
+        self._current = running
+        self._model = running.driver.released
+        return running
+
+    def _assemble(self, manifest: Manifest, lock: InstanceLock, journal: SqliteJournal) -> Running:
+        from wire import BrokerAddress, MqttLink  # noqa: PLC0415 - paho-mqtt, loaded when it is used
+
         enrolment = journal.enrolment
         if enrolment is None or journal.revoked is not None:
             why = "is not enrolled" if enrolment is None else f"was revoked ({journal.revoked})"
-            journal.close()
-            lock.release()
             raise DeviceError(f"{self.state_dir}: the device {why}; enrol it with a token first")
-        self._stopping.clear()
-        self._inbox = queue.Queue(_QUEUE_MAX)
-        self.error = None
-        running = _Running(
+        running = Running(
             lock=lock,
             journal=journal,
-            inbox=self._inbox,
             conditions=self._conditions,
             policy=self.policy,
             observe=self._observe,
@@ -340,12 +362,9 @@ class Device:
             will=running.driver.will,
             tls=tls_files(address, enrolment.ca, self.state_dir),
         )
-        self._model = running.driver.released
         return running
 
-    def _run(self, running: "_Running") -> None:
-        import sqlite3  # noqa: PLC0415 - the journal has loaded it
-
+    def _run(self, running: Running) -> None:
         try:
             running.link.start()
             while not self._stopping.is_set():
@@ -355,8 +374,8 @@ class Device:
                     self._revoked.set()
                     break
             running.farewell()
-        except (OSError, sqlite3.Error, PotluckError) as error:
-            # A full disk, a journal that is gone: the app goes on, the device says why it does not.
+        except Exception as error:  # noqa: BLE001 - the app goes on, whatever ended the device
+            # A full disk, a journal that is gone: the device says why it does not go on.
             self.error = DeviceError(f"{self.state_dir}: {error}")
             self._observe(Report("device_stopped", str(error)))
         finally:
@@ -365,133 +384,7 @@ class Device:
     def _observe(self, report: Report) -> None:
         _log.info("%s %s", report.what, report.detail)
         if self._on_report is not None:
-            self._on_report(report)
-
-
-class _Running:
-    """What exists while a device runs; everything but the link's callbacks is on one thread."""
-
-    driver: DeviceDriver
-    link: "MqttLink"
-
-    def __init__(
-        self,
-        *,
-        lock: InstanceLock,
-        journal: SqliteJournal,
-        inbox: "queue.Queue[Callable[[_Running], None]]",
-        conditions: Callable[[], Conditions],
-        policy: Policy,
-        observe: Callable[[Report], None],
-    ) -> None:
-        self._lock = lock
-        self._journal = journal
-        self._inbox = inbox
-        self._conditions = conditions
-        self._policy = policy
-        self._gate_at_s = 0.0
-        self._spend_at_s = 0.0
-        self._gate: GateOpened | GateClosed | None = None
-        self._counted_bytes = 0
-        self._work: TrainingWork | None = None
-        self._down_said = ""
-        self.observe = observe
-
-    # -- called by the link's thread: they only hand over ------------------------------------
-
-    def hear(self, topic: str, data: bytes) -> None:
-        """A publication has come."""
-        self._inbox.put(lambda r: r.driver.on_frame(topic, data, time.monotonic()))
-
-    def link_up(self, packet_bytes_max: int) -> None:
-        """The link is up."""
-        if self._down_said:
-            self._down_said = ""
-            self._inbox.put(lambda r: r.observe(Report("broker_up")))
-        self._inbox.put(lambda r: r.driver.on_link_up(packet_bytes_max, time.monotonic()))
-
-    def link_down(self, reason: str) -> None:
-        """The link is down, or does not come up."""
-        # Reconnecting says the same again and again: once is enough for people.
-        if reason != self._down_said:
-            self._down_said = reason
-            self._inbox.put(lambda r: r.observe(Report("broker_down", f"{reason}; trying again")))
-        self._inbox.put(lambda r: r.driver.on_link_down(time.monotonic()))
-
-    # -- the device's thread -----------------------------------------------------------------
-
-    def publish(self, topic: str, payload: bytes) -> None:
-        """Send."""
-        self.link.publish(topic, payload)
-
-    def start_work(self, work: TrainingWork) -> None:
-        """Train on a thread of its own."""
-        self._work = work
-
-        def train() -> None:
-            event = work.run()
-            self._inbox.put(lambda r: r.driver.work_done(work, event, time.monotonic()))
-
-        threading.Thread(target=train, name="potluck-training", daemon=True).start()
-
-    def leave(self) -> None:
-        """Say that the owner takes the device out; again until the coordinator answers."""
-        self.driver.leave()
-
-    def turn(self) -> None:
-        """Do what is due, then wait for what comes."""
-        now_s = time.monotonic()
-        if now_s >= self._gate_at_s:
-            self._judge(now_s)
-        self.driver.wake(now_s)
-        due = self.driver.next_wake_s
-        wait_s = min(self._gate_at_s, self._gate_at_s if due is None else due) - time.monotonic()
-        with contextlib.suppress(queue.Empty):
-            self._inbox.get(timeout=max(wait_s, 0.0))(self)
-            while True:
-                self._inbox.get_nowait()(self)
-
-    def _judge(self, now_s: float) -> None:
-        self._gate_at_s = now_s + GATE_EVERY_S
-        gate: GateOpened | GateClosed
-        try:
-            gate = judge(
-                self._policy,
-                self._conditions(),
-                spent_bytes_today=self._spend(now_s),
-                was_open=isinstance(self._gate, GateOpened),
-            )
-        except (OSError, ValueError, RuntimeError, AttributeError, TypeError) as error:
-            # The app's own source failed: nothing is known, so nothing is done.
-            _log.warning("conditions: %s", error)
-            gate = GateClosed("conditions_unknown")
-        if gate != self._gate:
-            self._gate = gate
-            self.driver.on_gate(gate, now_s)
-
-    def _spend(self, now_s: float, *, at_once: bool = False) -> int:
-        """The day's bytes so far; written down once a minute."""
-        traffic = self.link.traffic
-        total = traffic.sent_bytes + traffic.received_bytes
-        new, today = total - self._counted_bytes, int(time.time() // SECONDS_PER_DAY)
-        if (new and now_s >= self._spend_at_s) or at_once:
-            self._spend_at_s = now_s + SPEND_EVERY_S
-            self._counted_bytes = total
-            return self._journal.spend(today, new)
-        return self._journal.spent_by_day().get(today, 0) + new
-
-    def farewell(self) -> None:
-        """Withdraw, and give the broker a moment to take it."""
-        self.driver.on_gate(GateClosed("stopped"), time.monotonic())
-        until_s = time.monotonic() + FAREWELL_S
-        while self.link.up and self.link.in_flight and time.monotonic() < until_s:
-            time.sleep(0.01)
-        self._spend(time.monotonic(), at_once=True)
-
-    def close(self) -> None:
-        """Let go of everything, whatever has happened."""
-        if self._work is not None:
-            self._work.stop()
-        self.link.stop()
-        self._journal.close()
-        self._lock.release()
+            try:
+                self._on_report(report)
+            except Exception:  # noqa: BLE001 - the app's own code
+                _log.exception("on_report raised")

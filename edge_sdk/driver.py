@@ -36,7 +36,7 @@ from edge_sdk.signals import (
     Trained,
     TrainingFailed,
 )
-from edge_sdk.trainer import Model, Trainer
+from edge_sdk.trainer import Model, Trainer, read_only
 from edge_sdk.work import StartWork, TrainingWork
 from quantization import CODEC_NAMES
 from wire import (
@@ -214,7 +214,9 @@ class DeviceDriver:
                 download = self._downloads.get(message.version)
                 if download is not None:
                     download.announce(message)
+                    self._be_patient(message.chunk_bytes, now_s)
             case Chunk():
+                self._be_patient(len(message.data), now_s)
                 for download in tuple(self._downloads.values()):
                     if download.add(message):
                         self._finish_download(download, now_s)
@@ -223,6 +225,13 @@ class DeviceDriver:
                     self._fail_download(version, message.reason, now_s)
             case _:
                 self._step(message, now_s)
+
+    def _be_patient(self, bytes_before_next: int, now_s: float) -> None:
+        """A download is on its way: it is asked for again only when nothing comes any more."""
+        asked_again_at_s = self.timers.get(machine.FETCH_AGAIN)
+        if asked_again_at_s is not None:
+            patience_s = machine.ANSWER_S_MIN + bytes_before_next / machine.SLOW_LINK_BYTES_PER_S
+            self.timers[machine.FETCH_AGAIN] = max(asked_again_at_s, now_s + patience_s)
 
     # -- steps and effects -------------------------------------------------------------------
 
@@ -281,7 +290,7 @@ class DeviceDriver:
                 if self._trained is None:
                     raise LocalProtocolError("an update was sealed that nobody trained")
                 self._journal.seal(record, self._trained.payload)
-                self._shelf.save_personal(self._trained.new_personal)
+                self._shelf.save_personal({**self._shelf.personal(), **self._trained.new_personal})
             case ForgetUpdate():
                 self._journal.forget(record)
             case Revoked():
@@ -303,7 +312,9 @@ class DeviceDriver:
     # -- models ------------------------------------------------------------------------------
 
     def _load(self, version: int) -> Tensors | None:
-        return self._first if version == 0 else self._shelf.load(version)
+        # Version 0 is the task's own, unless the coordinator's turned out to be another.
+        kept = self._shelf.load(version)
+        return self._first if kept is None and version == 0 else kept
 
     def _model(self, version: int) -> Model:
         """A version with all its tensors, the personal ones as trained here."""
@@ -312,7 +323,8 @@ class DeviceDriver:
             name: shared.get(name, personal.get(name, first))
             for name, first in self.manifest.tensors.items()
         }
-        return Model(version, tensors, self._shelf.path(version), self.manifest.artefact)
+        path = self._shelf.path(version)
+        return Model(version, read_only(tensors), path, self.manifest.artefact)
 
     def _holds(self, version: int, digest: bytes) -> bool:
         tensors = self._load(version)

@@ -278,6 +278,12 @@ class SqliteJournal:
 
     # -- the session -------------------------------------------------------------------------
 
+    def reset(self) -> None:
+        """Forget who the device is, its key and its models; what it did stays in the history."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM sealed")
+            db.execute("DELETE FROM facts WHERE name != 'boot'")
+
     def begin_boot(self) -> Kept:
         """Count a start, and say what is kept."""
         with self._transaction():

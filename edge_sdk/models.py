@@ -8,6 +8,7 @@ whoever asked for it.
 import contextlib
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -145,7 +146,7 @@ def _read(path: Path) -> Tensors:
         # np.load leaves a damaged file open when it is given the path.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return {}
 
 

@@ -1,7 +1,9 @@
 """The owner's rules, and what the device is like now: together they open or close the gate."""
 
+import functools
+import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from edge_sdk.signals import GateClosed, GateOpened
 from wire.errors import PotluckError
@@ -56,6 +58,12 @@ class Conditions:
     cpu_load: float = 0.0
     window_s: float = WINDOW_S
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.battery_fraction <= 1.0:
+            raise PolicyError(f"battery_fraction is {self.battery_fraction}, not 0 to 1")
+        if not (math.isfinite(self.window_s) and self.window_s >= 0.0):
+            raise PolicyError(f"window_s is {self.window_s}, not seconds from now")
+
 
 def sense() -> Conditions:
     """Ask the operating system; what it does not know counts as good.
@@ -66,7 +74,9 @@ def sense() -> Conditions:
     import psutil  # noqa: PLC0415 - 5 MB that a device with its own source need not load
 
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    load = psutil.cpu_percent(interval=None) / 100.0
+    # Our own training must not look like somebody else's work.
+    own = _this_process().cpu_percent(interval=None) / (100.0 * (psutil.cpu_count() or 1))
+    load = max(psutil.cpu_percent(interval=None) / 100.0 - own, 0.0)
     if battery is None:
         return Conditions(cpu_load=load)
     return Conditions(
@@ -74,6 +84,14 @@ def sense() -> Conditions:
         charging=bool(battery.power_plugged),
         cpu_load=load,
     )
+
+
+@functools.cache
+def _this_process() -> Any:
+    """One object: psutil measures from one call to the next."""
+    import psutil  # noqa: PLC0415 - as in `sense`
+
+    return psutil.Process()
 
 
 def judge(

@@ -78,6 +78,8 @@ OFFER_AGAIN: Final = "offer_again"
 # A lease is refreshed before it ends, so that a device does not fall out of the pool for a moment.
 LEASE_S: Final = 120.0
 LEASE_REFRESH: Final = 0.8
+# However short a window conditions promise.
+CHECK_IN_S_MIN: Final = 10.0
 # Waiting for an answer to a transfer: a floor, plus what the bytes take on a slow cellular link.
 ANSWER_S_MIN: Final = 5.0
 ANSWER_S_MAX: Final = 300.0
@@ -207,7 +209,8 @@ def _check_in(s: Session, now_s: float) -> Step:
         metered=gate.metered,
         codecs=s.codecs,
     )
-    return s, (Publish(available), WakeAt(CHECK_IN, now_s + LEASE_REFRESH * window_s))
+    refresh_s = max(LEASE_REFRESH * window_s, CHECK_IN_S_MIN)
+    return s, (Publish(available), WakeAt(CHECK_IN, now_s + refresh_s))
 
 
 def _answer_s(s: Session, bytes_under_way: int) -> float:
@@ -331,7 +334,7 @@ def _come_back(s: Session, event: ComeBackAt, now_s: float) -> Step:
     # A coordinator that restarted may know an earlier check-in of this boot, and no later one.
     if not s.boot << 32 < event.check_in <= s.check_in:
         return s, ()
-    return s, (WakeAt(CHECK_IN, now_s + event.after_s),)
+    return s, (WakeAt(CHECK_IN, now_s + event.after_s), Report("come_back", event.reason))
 
 
 def _invited(s: Session, event: Invite, now_s: float) -> Step:
@@ -466,7 +469,9 @@ def _trained(s: Session, event: Trained, now_s: float) -> Step:
 def _training_failed(s: Session, event: TrainingFailed, now_s: float) -> Step:
     if event.round != _invitation(s).round:
         return s, ()
-    return _give_up(s, event.reason, event.detail, now_s, pause_s=FAILURE_PAUSE_S)
+    after, effects = _give_up(s, event.reason, event.detail, now_s, pause_s=FAILURE_PAUSE_S)
+    said = Report("training_failed", f"{event.reason}: {event.detail}".rstrip(": "))
+    return after, (said, *effects)
 
 
 # -- actions: delivery ---------------------------------------------------------------------------

@@ -40,7 +40,9 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """A version of the model: all its tensors, fresh arrays that may be written to.
+    """A version of the model: all its tensors.
+
+    A trainer gets fresh arrays that it may write to, an app read-only ones.
 
     `path` is the `.npz` of the tensors that travel, where there is one.
     """
@@ -49,6 +51,15 @@ class Model:
     tensors: Tensors
     path: Path | None = None
     artefact: bytes | None = None
+
+
+def read_only(tensors: Tensors) -> Tensors:
+    """The same arrays, not to be written to: what an app sees is also what training starts from."""
+    views: Tensors = {}
+    for name, array in tensors.items():
+        views[name] = array.view()
+        views[name].flags.writeable = False
+    return views
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ def load_task(name: str, *, beside: Path | None = None) -> Any:
             f"task {name!r}: {error}; run in the directory of {module_name.partition('.')[0]},"
             " or install it"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(
             f"task {name!r}: importing it raised {type(error).__name__}: {error}"
         ) from error

@@ -58,7 +58,9 @@ class TrainingWork:
             reason, detail = error.reason, str(error)
         except Exception as error:  # noqa: BLE001 - user code may raise anything; the app goes on
             detail = f"{type(error).__name__}: {error}"
-        return TrainingFailed(self.order.round, reason, detail[:_DETAIL_CHARS])
+        # Whatever an exception says must pass the wire: text that UTF-8 can carry.
+        detail = detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
+        return TrainingFailed(self.order.round, reason, detail)
 
     def _is_stopped(self) -> bool:
         return self._stopped

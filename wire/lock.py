@@ -5,7 +5,7 @@ from typing import Final
 
 from wire.errors import PotluckError
 
-_LOCK_FILE: Final = "running.lock"
+LOCK_FILE: Final = "running.lock"
 
 
 class AlreadyRunningError(PotluckError):
@@ -28,12 +28,14 @@ class InstanceLock:
         import sqlite3  # noqa: PLC0415 - a device that only reads its status needs no lock
 
         self._db = sqlite3.connect(
-            state_dir / _LOCK_FILE, isolation_level=None, timeout=0.0, check_same_thread=False
+            state_dir / LOCK_FILE, isolation_level=None, timeout=0.0, check_same_thread=False
         )
         try:
             self._db.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             self._db.close()
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise PotluckError(f"{state_dir}: {error}") from error
             raise AlreadyRunningError(
                 f"{state_dir}: another process is running here; stop it, or use another directory"
             ) from error

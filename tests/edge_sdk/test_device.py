@@ -198,7 +198,7 @@ def test_one_state_directory_has_one_device(federated: Federated) -> None:
 def test_a_low_battery_keeps_a_device_out_and_a_charger_brings_it_in(
     federated: Federated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_sdk.device.GATE_EVERY_S", 0.1)
+    monkeypatch.setattr("edge_sdk._running.GATE_EVERY_S", 0.1)
     now = [Conditions(battery_fraction=0.1, charging=False)]
     device = federated.device(1, conditions=lambda: now[0])
     device.enroll(federated.tokens)

@@ -1,0 +1,192 @@
+"""What exists while a device runs: its loop, and what the link's and the trainer's threads hand it.
+
+Three threads meet here. The link's only puts what it hears into a bounded queue. Training has one
+of its own, while there is something to train. The loop takes the queue, the timers and the gate in
+small turns and is the only one that touches the driver, the journal and the models.
+"""
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from edge_sdk.driver import DeviceDriver
+from edge_sdk.journal import SqliteJournal
+from edge_sdk.policy import SECONDS_PER_DAY, Conditions, Policy, judge
+from edge_sdk.signals import GateClosed, GateOpened, TrainingFailed
+from edge_sdk.work import TrainingWork
+from wire import Report
+from wire.lock import InstanceLock
+
+if TYPE_CHECKING:
+    from wire import MqttLink
+
+GATE_EVERY_S: Final = 5.0
+# What was spent reaches the journal this often: flash wears out by writing.
+SPEND_EVERY_S: Final = 60.0
+FAREWELL_S: Final = 2.0
+LEAVE_EVERY_S: Final = 2.0
+QUEUE_MAX: Final = 4_096
+# A turn ends after so many items, however many wait: timers, the gate and `stop` have their turn.
+_ITEMS_A_TURN: Final = 64
+_WAIT_S_MAX: Final = 0.5
+_log = logging.getLogger("potluck.device")
+
+
+class Running:
+    """What exists while a device runs; everything but the link's callbacks is on one thread."""
+
+    driver: DeviceDriver
+    link: "MqttLink"
+
+    def __init__(
+        self,
+        *,
+        lock: InstanceLock,
+        journal: SqliteJournal,
+        conditions: Callable[[], Conditions],
+        policy: Policy,
+        observe: Callable[[Report], None],
+    ) -> None:
+        self._lock = lock
+        self._journal = journal
+        self._inbox: queue.Queue[Callable[[Running], None]] = queue.Queue(QUEUE_MAX)
+        self._closing = threading.Event()
+        self._training: threading.Thread | None = None
+        self._leave_at_s: float | None = None
+        self._refused: list[TrainingWork] = []
+        self._conditions = conditions
+        self._policy = policy
+        self._gate_at_s = 0.0
+        self._spend_at_s = 0.0
+        self._gate: GateOpened | GateClosed | None = None
+        self._counted_bytes = 0
+        self._work: TrainingWork | None = None
+        self._down_said = ""
+        self.observe = observe
+
+    # -- called by the link's thread: they only hand over ------------------------------------
+
+    def hear(self, topic: str, data: bytes) -> None:
+        """A publication has come."""
+        self._hand_over(lambda r: r.driver.on_frame(topic, data, time.monotonic()))
+
+    def _hand_over(self, action: "Callable[[Running], None]") -> None:
+        """Wait for room in the queue, which holds the broker back, but not for a loop that ends."""
+        while not self._closing.is_set():
+            with contextlib.suppress(queue.Full):
+                self._inbox.put(action, timeout=_WAIT_S_MAX)
+                return
+
+    def link_up(self, packet_bytes_max: int) -> None:
+        """The link is up."""
+        if self._down_said:
+            self._down_said = ""
+            self._hand_over(lambda r: r.observe(Report("broker_up")))
+        self._hand_over(lambda r: r.driver.on_link_up(packet_bytes_max, time.monotonic()))
+
+    def link_down(self, reason: str) -> None:
+        """The link is down, or does not come up."""
+        # Reconnecting says the same again and again: once is enough for people.
+        if reason != self._down_said:
+            self._down_said = reason
+            self._hand_over(lambda r: r.observe(Report("broker_down", f"{reason}; trying again")))
+        self._hand_over(lambda r: r.driver.on_link_down(time.monotonic()))
+
+    # -- the device's thread -----------------------------------------------------------------
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Send."""
+        self.link.publish(topic, payload)
+
+    def start_work(self, work: TrainingWork) -> None:
+        """Train on a thread of its own."""
+        if self._training is not None and self._training.is_alive():
+            # A trainer that does not look at `stop`: never two at once on one trainer.
+            self._refused.append(work)
+            return
+        self._work = work
+
+        def train() -> None:
+            event = work.run()
+            self._hand_over(lambda r: r.driver.work_done(work, event, time.monotonic()))
+
+        self._training = threading.Thread(target=train, name="potluck-training", daemon=True)
+        self._training.start()
+
+    def ask_to_leave(self) -> None:
+        """From any thread: begin to say that the owner takes the device out."""
+        self._hand_over(Running.leave)
+
+    def leave(self) -> None:
+        """Say that the owner takes the device out; again until the coordinator answers."""
+        self._leave_at_s = time.monotonic() + LEAVE_EVERY_S
+        self.driver.leave()
+
+    def turn(self) -> None:
+        """Do what is due, then wait for what comes."""
+        now_s = time.monotonic()
+        if now_s >= self._gate_at_s:
+            self._judge(now_s)
+        if self._leave_at_s is not None and now_s >= self._leave_at_s:
+            self.leave()
+        while self._refused:
+            work = self._refused.pop()
+            failed = TrainingFailed(work.order.round, "still_stopping")
+            self.driver.work_done(work, failed, now_s)
+        self.driver.wake(now_s)
+        due = self.driver.next_wake_s
+        wait_s = min(self._gate_at_s, self._gate_at_s if due is None else due) - time.monotonic()
+        with contextlib.suppress(queue.Empty):
+            self._inbox.get(timeout=min(max(wait_s, 0.0), _WAIT_S_MAX))(self)
+            for _ in range(_ITEMS_A_TURN):
+                self._inbox.get_nowait()(self)
+
+    def _judge(self, now_s: float) -> None:
+        self._gate_at_s = now_s + GATE_EVERY_S
+        gate: GateOpened | GateClosed
+        try:
+            gate = judge(
+                self._policy,
+                self._conditions(),
+                spent_bytes_today=self._spend(now_s),
+                was_open=isinstance(self._gate, GateOpened),
+            )
+        except Exception as error:  # noqa: BLE001 - the app's own code
+            # The app's own source failed: nothing is known, so nothing is done.
+            _log.warning("conditions: %s", error)
+            gate = GateClosed("conditions_unknown")
+        if gate != self._gate:
+            self._gate = gate
+            self.driver.on_gate(gate, now_s)
+
+    def _spend(self, now_s: float, *, at_once: bool = False) -> int:
+        """The day's bytes so far; written down once a minute."""
+        traffic = self.link.traffic
+        total = traffic.sent_bytes + traffic.received_bytes
+        new, today = total - self._counted_bytes, int(time.time() // SECONDS_PER_DAY)
+        if (new and now_s >= self._spend_at_s) or at_once:
+            self._spend_at_s = now_s + SPEND_EVERY_S
+            self._counted_bytes = total
+            return self._journal.spend(today, new)
+        return self._journal.spent_by_day().get(today, 0) + new
+
+    def farewell(self) -> None:
+        """Withdraw, and give the broker a moment to take it."""
+        self.driver.on_gate(GateClosed("stopped"), time.monotonic())
+        until_s = time.monotonic() + FAREWELL_S
+        while self.link.up and self.link.in_flight and time.monotonic() < until_s:
+            time.sleep(0.01)
+        self._spend(time.monotonic(), at_once=True)
+
+    def close(self) -> None:
+        """Let go of everything, whatever has happened."""
+        self._closing.set()
+        if self._work is not None:
+            self._work.stop()
+        self.link.stop()
+        self._journal.close()
+        self._lock.release()
