@@ -98,6 +98,7 @@ class Conductor:
     ) -> None:
         self.round = rounds.RoundState()
         self.timers: dict[str, float] = {}
+        self.link_is_up = False
         self.chunk_bytes_max = chunk_bytes_for(config.broker.packet_bytes_max)
         self._config = config
         self._store = store
@@ -138,7 +139,9 @@ class Conductor:
         if unfinished is not None:
             opened, stored = unfinished
             self._begin(opened)
-            self.step(Resume(opened, stored), now_s)
+            self._declines = self._store.declines(opened.round)
+            heard = {row.device for row in self._store.updates(opened.round)} | set(self._declines)
+            self.step(Resume(opened, stored, frozenset(heard)), now_s)
         self.timers[PLAN_AGAIN] = now_s
 
     def wake(self, timer: str, now_s: float) -> None:
@@ -162,6 +165,8 @@ class Conductor:
     def lose(self, device: str, reason: str, now_s: float) -> None:
         """An invited device says that nothing will come from it."""
         self._declines[device] = reason
+        if self.round.opened is not None:
+            self._store.note_declines(self.round.opened.round, self._declines)
         self.step(InviteeLost(device, reason), now_s)
 
     def step(self, event: object, now_s: float) -> None:
@@ -169,15 +174,19 @@ class Conductor:
         self._events.append(event)
         if len(self._events) > 1:
             return  # a step is under way; it takes this one when its effects are done
-        while self._events:
-            try:
-                self.round, effects = rounds.advance(self.round, self._events[0], now_s)
-            except LocalProtocolError as error:
-                self._observe(Report("unexpected", str(error)))
-                effects = ()
-            for effect in effects:
-                self._execute(effect, now_s)
-            self._events.popleft()
+        try:
+            while self._events:
+                try:
+                    self.round, effects = rounds.advance(self.round, self._events[0], now_s)
+                except LocalProtocolError as error:
+                    self._observe(Report("unexpected", str(error)))
+                    effects = ()
+                for effect in effects:
+                    self._execute(effect, now_s)
+                self._events.popleft()
+        finally:
+            # Whatever ended a step in the middle, the next one starts from its own event.
+            self._events.clear()
 
     # -- opening -----------------------------------------------------------------------------
 
@@ -189,6 +198,9 @@ class Conductor:
         """
         number = self._store.last_round() + 1
         if self.is_open:
+            return
+        if not self.link_is_up:
+            self.timers[PLAN_AGAIN] = now_s + PLAN_EVERY_S
             return
         if number > self._config.rounds.count:
             self._run_over(now_s)
@@ -236,6 +248,7 @@ class Conductor:
             opened_at_s=now_s,
             deadline_at_s=deadline_at_s,
             chunk_bytes_max=self.chunk_bytes_max,
+            weight_cap=self._config.aggregation.weight_cap,
         )
         for lease in chosen:
             self._leases.end(lease.device)
@@ -246,9 +259,7 @@ class Conductor:
         self.round = rounds.RoundState()
         self._traffic_before = self._traffic()
         self._declines = {}
-        self._sum = self._models.sum(
-            weight_cap=self._config.aggregation.weight_cap, updates_max=len(opened.invited)
-        )
+        self._sum = self._models.sum(weight_cap=opened.weight_cap, updates_max=len(opened.invited))
 
     # -- effects -----------------------------------------------------------------------------
 
@@ -318,7 +329,11 @@ class Conductor:
     def _after_commit(self, round_number: int, now_s: float) -> None:
         """What is told of a version, none of which it depends on."""
         if self._evaluator is not None:
-            metrics = evaluate(self._evaluator, self._models, self._config.plan(0))
+            try:
+                metrics = evaluate(self._evaluator, self._models, self._config.plan(0))
+            except Exception as error:  # noqa: BLE001 - user code; the version is committed already
+                self._observe(Report("evaluation_failed", f"{type(error).__name__}: {error}"))
+                metrics = {}
             self._store.note_round(round_number, metrics)
         elif round_number > 1:
             # Devices measured the base model on their hold-outs: that is the round before.

@@ -1,11 +1,15 @@
 """How good a version is: on the task's own test data, or on what devices measured themselves."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from coordinator.models import Models
 from wire import Plan, Tensors
+
+HOLDOUT_WEIGHT_MAX: Final = 1_000.0
+LOSS_MAX: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +51,23 @@ def evaluate(evaluator: Evaluator, models: Models, plan: Plan) -> dict[str, floa
     """Loss and metrics of the latest version on the task's test data."""
     model = ServedModel(models.version, models.whole(models.served))
     result = evaluator.evaluate(model, plan, stop=lambda: False)
-    return {**result.metrics, "loss": float(result.loss)}
+    measured = {**result.metrics, "loss": result.loss}
+    return {str(name): float(value) for name, value in measured.items() if math.isfinite(value)}
 
 
 def pooled_metrics(measured: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    """What devices said of their base model on their hold-outs, weighted by examples."""
+    """What devices said of their base model on their hold-outs, weighted by examples.
+
+    A device's word is bounded: its hold-out weighs no more than `HOLDOUT_WEIGHT_MAX` examples, and
+    an accuracy is 0 to 1.
+    """
     pooled: dict[str, float] = {}
     for name in ("accuracy", "loss"):
         figures = [
-            (m["base_examples"], m[f"base_{name}"])
+            (
+                min(m["base_examples"], HOLDOUT_WEIGHT_MAX),
+                min(max(m[f"base_{name}"], 0.0), 1.0 if name == "accuracy" else LOSS_MAX),
+            )
             for _, m in measured
             if m.get("base_examples", 0.0) > 0.0 and f"base_{name}" in m
         ]

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator.broker import BrokerStartError, EmbeddedBroker
+from coordinator.broker import BrokerStartError, EmbeddedBroker, free_port
 from coordinator.config import FederationConfig
 from coordinator.identity import STORE_FILE, load_identity
 from coordinator.service import Coordinator
-from coordinator.store import Store
+from coordinator.store import Store, StoreError
 from wire import (
     BrokerAddress,
     Crypto,
@@ -32,6 +32,7 @@ from wire.lock import InstanceLock
 EMBEDDED: Final = "embedded"
 EMBEDDED_PORT: Final = "embedded_port"
 BROKER_URL: Final = "broker_url"
+_FEDERATION: Final = "federation"
 # The broker of a coordinator that was killed takes a moment to notice and to free its port.
 BROKER_RETRY_S: Final = 5.0
 BROKER_LOOK_EVERY_S: Final = 1.0
@@ -40,6 +41,7 @@ LINGER_S: Final = 2.0
 LINGER_S_MAX: Final = 15.0
 _TURN_S_MAX: Final = 0.5
 _QUEUE_MAX: Final = 4_096
+_ITEMS_A_TURN: Final = 64
 
 
 class TaskModelError(PotluckError):
@@ -101,6 +103,7 @@ class Gateway:
         self._lock = InstanceLock(state_dir)
         try:
             self.store = Store(state_dir / STORE_FILE)
+            _check_name(self.store, config.federation.name)
             public_key = keys.signer.public_key
             if seed is None:
                 seed = int.from_bytes(bytes.fromhex(coordinator_id(public_key))[:4], "little")
@@ -138,8 +141,12 @@ class Gateway:
         if url != EMBEDDED:
             return url
         port = self.store.get(EMBEDDED_PORT)
+        if port is None:
+            # A set-up that was cut short has none: from now on it is this one.
+            port = str(free_port()).encode()
+            self.store.put(EMBEDDED_PORT, port)
         self.broker = EmbeddedBroker(
-            port=None if port is None else int(port),
+            port=int(port),
             state_dir=state_dir / "broker",
             packet_bytes_max=self.config.broker.packet_bytes_max,
         )
@@ -157,23 +164,31 @@ class Gateway:
     # -- the link's thread -------------------------------------------------------------------
 
     def _hear(self, topic: str, data: bytes) -> None:
-        self._inbox.put(lambda now_s: self.coordinator.on_frame(topic, data, now_s))
+        self._hand_over(lambda now_s: self.coordinator.on_frame(topic, data, now_s))
+
+    def _hand_over(self, action: Callable[[float], None]) -> None:
+        """Wait for room in the queue, which holds the broker back, but not for a loop that ends."""
+        while not self._stopped:
+            with contextlib.suppress(queue.Full):
+                self._inbox.put(action, timeout=_TURN_S_MAX)
+                return
 
     def _link_up(self, packet_bytes_max: int) -> None:
-        self._inbox.put(lambda _now_s: self._on_link_up(packet_bytes_max))
+        self._hand_over(lambda now_s: self._on_link_up(packet_bytes_max, now_s))
 
     def _link_down(self, reason: str) -> None:
         # Reconnecting says the same again and again: once is enough for people.
         if reason != self._down_said and not self._stopped:
             self._down_said = reason
+            self._hand_over(lambda _now_s: self.coordinator.on_link_down())
             self._observe(Report("broker_down", f"{reason}; trying again"))
 
     # -- the loop ----------------------------------------------------------------------------
 
-    def _on_link_up(self, packet_bytes_max: int) -> None:
+    def _on_link_up(self, packet_bytes_max: int, now_s: float) -> None:
         self._down_said = ""
         self._observe(Report("broker_up", self.url))
-        self.coordinator.on_link_up(packet_bytes_max)
+        self.coordinator.on_link_up(packet_bytes_max, now_s)
 
     def _publish(self, topic: str, data: bytes) -> None:
         self.link.publish(topic, data)
@@ -193,7 +208,8 @@ class Gateway:
             wait_s = min(wait_s, max(due_s - time.time(), 0.0))
         with contextlib.suppress(queue.Empty):
             self._inbox.get(timeout=wait_s)(time.time())
-            while True:
+            # However many wait: timers and whoever wants to stop have their turn.
+            for _ in range(_ITEMS_A_TURN):
                 self._inbox.get_nowait()(time.time())
 
     def run(self, stop: Callable[[], bool], *, stay: bool = False) -> None:
@@ -234,9 +250,24 @@ class Gateway:
         self._lock.release()
 
 
+def _check_name(store: Store, name: str) -> None:
+    """A state directory is one federation's for good: devices know it by its name."""
+    known = store.get(_FEDERATION)
+    if known is None:
+        store.put(_FEDERATION, name.encode())
+    elif known != name.encode():
+        raise StoreError(
+            f"{store.path}: belongs to the federation {known.decode()!r}, and the file says"
+            f" {name!r}; use another state directory for it"
+        )
+
+
 def _task_parts(task: Any) -> tuple[Manifest, Any]:
     """What a coordinator needs of a task: the model, and test data if the task has some."""
-    manifest = task.model()
+    try:
+        manifest = task.model()
+    except Exception as error:
+        raise TaskModelError(f"task.model() raised {type(error).__name__}: {error}") from error
     if not isinstance(manifest, Manifest):
         raise TaskModelError(
             f"task.model() returned {type(manifest).__name__}, not a wire.Manifest"
@@ -244,7 +275,10 @@ def _task_parts(task: Any) -> tuple[Manifest, Any]:
     make_test = getattr(task, "test", None)
     if make_test is None:
         return manifest, None
-    evaluator = make_test()
+    try:
+        evaluator = make_test()
+    except Exception as error:
+        raise TaskModelError(f"task.test() raised {type(error).__name__}: {error}") from error
     if evaluator is not None and not callable(getattr(evaluator, "evaluate", None)):
         raise TaskModelError(f"task.test() returned {type(evaluator).__name__}, without evaluate()")
     return manifest, evaluator

@@ -61,11 +61,19 @@ class Identity:
 
 
 def _write_secret(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Whole or not at all, never over another file, readable by its owner alone."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            raise FileExistsError(path)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def init_state(state_dir: Path, secrets: SecretSource) -> bytes:
@@ -95,6 +103,8 @@ def init_state(state_dir: Path, secrets: SecretSource) -> bytes:
             )
             .sign(ca_key, algorithm=None)
         )
+        # What an attempt that was cut short has left is worth nothing without the last file.
+        (state_dir / CA_KEY_FILE).unlink(missing_ok=True)
         _write_secret(state_dir / CA_KEY_FILE, ca_key.private_bytes_raw())
         (state_dir / CA_FILE).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         Store(state_dir / STORE_FILE).close()
@@ -122,11 +132,16 @@ def load_identity(state_dir: Path, crypto: Crypto) -> Identity:
         ) from error
     except OSError as error:
         raise StoreError(f"{state_dir}: {error.strerror or error}") from error
-    return Identity(
-        signer=crypto.signer(key),
-        ca_certificate=ca,
-        ca_key=Ed25519PrivateKey.from_private_bytes(ca_key),
-    )
+    try:
+        return Identity(
+            signer=crypto.signer(key),
+            ca_certificate=ca,
+            ca_key=Ed25519PrivateKey.from_private_bytes(ca_key),
+        )
+    except ValueError as error:
+        raise StoreError(
+            f"{state_dir}: a key file is damaged ({error}); restore it from a backup"
+        ) from error
 
 
 def make_tokens(

@@ -50,11 +50,12 @@ class Leases:
         self._expected.discard(device)
         return lease
 
-    def end(self, device: str) -> None:
-        """The lease is used up, withdrawn or void."""
-        self._leases.pop(device, None)
+    def end(self, device: str) -> bool:
+        """The lease is used up, withdrawn or void; returns whether there was one."""
+        had_one = self._leases.pop(device, None) is not None
         self._heard.add(device)
         self._expected.discard(device)
+        return had_one
 
     def end_since(self, device: str, check_in: int) -> None:
         """The link is lost on which everything after `check_in` was said."""

@@ -176,6 +176,7 @@ class Models:
         A chain of deltas, or a snapshot when that is smaller or the chain cannot be had; None when
         there is no such version to serve.
         """
+        have = have if 0 <= have < version else -1
         key = (version, have)
         if key in self._bundles:
             self._bundles.move_to_end(key)

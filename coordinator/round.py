@@ -205,19 +205,30 @@ def _open(state: RoundState, event: Open, now_s: float) -> Step:
     )
 
 
+def _deadline_after_restart_s(opened: RoundOpened, now_s: float) -> float:
+    """Late enough to hear who is waiting, and never later than a whole round from now.
+
+    A gateway without a battery behind its clock may come back years before it went.
+    """
+    whole_s = opened.deadline_at_s - opened.opened_at_s + RESUME_GRACE_S
+    return min(max(opened.deadline_at_s, now_s + RESUME_GRACE_S), now_s + whole_s)
+
+
 def _resume(state: RoundState, event: Resume, now_s: float) -> Step:
     opened = event.opened
     after = replace(
         state,
         phase=Phase.COLLECTING,
         opened=opened,
-        waiting_for=frozenset(opened.invited) - {update.device for update in event.stored},
+        waiting_for=frozenset(opened.invited)
+        - {update.device for update in event.stored}
+        - event.heard,
         updates=MappingProxyType({update.update_id: UpdateState.STORED for update in event.stored}),
         owners=MappingProxyType({update.update_id: update.device for update in event.stored}),
     )
     # A deadline that passed while the gateway was down still leaves time to hear who is waiting.
     return after, (
-        WakeAt(DEADLINE, max(opened.deadline_at_s, now_s + RESUME_GRACE_S)),
+        WakeAt(DEADLINE, _deadline_after_restart_s(opened, now_s)),
         Report("round_resumed", f"round {opened.round}: {len(event.stored)} updates on disk"),
         *(Validate(update.update_id, update.device, update.weight) for update in event.stored),
     )

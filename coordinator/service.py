@@ -10,6 +10,7 @@ on. Counts reach the store in batches, because a flood must not become a flood o
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -34,10 +35,17 @@ from wire import (
     chunk_bytes_for,
     frames,
     identity,
+    limits,
     topics,
 )
 from wire.chunks import chunk_count, missing, split
-from wire.errors import DuplicateError, NotInvitedError, SchemaMismatchError, StaleRoundError
+from wire.errors import (
+    DuplicateError,
+    NotInvitedError,
+    SchemaMismatchError,
+    StaleRoundError,
+    TooLargeError,
+)
 from wire.link import publish_packet_bytes
 from wire.messages import (
     Available,
@@ -68,6 +76,12 @@ IDLE_COME_BACK_S: Final = 3_600.0
 STABLE: Final = "stable"
 # What an update is settled with that came when its round had all it needed.
 ROUND_CLOSED: Final = "round_closed"
+_ROUNDS_TOLD_AGAIN: Final = 2
+# A device that asks for models, or for one of them, more often than this in that time has to wait.
+_FETCHES_MAX: Final = 32
+_FETCHES_OF_ONE_MAX: Final = 4
+_FETCHES_S: Final = 4.0
+_BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
 
 
@@ -134,6 +148,11 @@ class Coordinator:
         self._devices = {
             name: bytes(row["public_key"]) for name, row in rows.items() if row["revoked"] is None
         }
+        self._revoked = {
+            name: (bytes(row["public_key"]), str(row["revoked"]))
+            for name, row in rows.items()
+            if row["revoked"] is not None
+        }
         self._check_ins = {name: int(row["last_check_in"]) for name, row in rows.items()}
         self._new_check_ins: set[str] = set()
         self._enrolment = Enrolment(store, keys, crypto, config.federation.name)
@@ -141,7 +160,7 @@ class Coordinator:
         self._incidents: dict[tuple[str, str], tuple[int, str]] = {}
         self._logged: set[tuple[str, str]] = set()
         self._chunk_bytes = self.rounds.chunk_bytes_max
-        self._recalled = False
+        self._served: dict[str, deque[tuple[float, int]]] = {}
 
     # -- what whoever runs it calls ----------------------------------------------------------
 
@@ -190,26 +209,35 @@ class Coordinator:
         """Write what is only in memory: counts. Rounds need nothing."""
         self._flush()
 
-    def on_link_up(self, packet_bytes_max: int) -> None:
+    def on_link_up(self, packet_bytes_max: int, now_s: float) -> None:
         """The broker is there, and takes packets of this size."""
         self._chunk_bytes = self.rounds.chunk_bytes_max = chunk_bytes_for(packet_bytes_max)
-        if not self._recalled:
-            self._recalled = True
-            self._recall()
+        self.rounds.link_is_up = True
+        self._recall(now_s)
 
-    def _recall(self) -> None:
-        """After a restart, tell devices what the last run may have died before telling them.
+    def on_link_down(self) -> None:
+        """The broker is gone: what is said now reaches nobody, so no round is opened."""
+        self.rounds.link_is_up = False
 
-        Leases are not kept: whoever was there is asked to speak again now rather than when its
-        lease would have ended. Settlements of the last closed round may have been lost between
-        the transaction and the broker.
+    def _recall(self, now_s: float) -> None:
+        """Say again what may have been lost with the link, or with this process before it.
+
+        Settlements of the last rounds may have been lost between the transaction and the broker,
+        and so may invitations. Whoever else was there is asked to speak again now rather than when
+        its lease would have ended: leases are not kept over a restart.
         """
-        for row in self.store.updates(self.store.last_round()):
-            if row.counted is not None and row.device in self._devices:
-                self._tell(row.device, row.update_id)
+        last = self.store.last_round()
+        for number in range(max(last - _ROUNDS_TOLD_AGAIN, 1), last + 1):
+            for row in self.store.updates(number):
+                if row.device in self._devices:
+                    self._tell(row.device, row.update_id)
         for device, check_in in sorted(self._check_ins.items()):
-            if check_in and device in self._devices:
-                self._publish(ComeBackAt(check_in, 0.0, "coordinator_restarted"), device)
+            if not check_in or device not in self._devices:
+                continue
+            if self.rounds.is_open and device in self.rounds.round.waiting_for:
+                self.rounds.step(DeviceAsks(device, check_in), now_s)
+            else:
+                self._publish(ComeBackAt(check_in, 0.0, "coordinator_is_back"), device)
 
     def wake(self, now_s: float) -> None:
         """Run every timer that is due."""
@@ -234,6 +262,9 @@ class Coordinator:
                 self._enrol(address, data, now_s)
                 return
             public_key = self._devices.get(address.device)
+            if public_key is None and address.device in self._revoked:
+                self._remind(address, data)
+                return
             if public_key is None:
                 raise UnknownSenderError(f"{address.device} is not enrolled here")
             device = address.device
@@ -241,6 +272,12 @@ class Coordinator:
             self._on_message(device, message, now_s)
         except RemoteProtocolError as error:
             self.count_incident(device, error)
+
+    def _remind(self, address: Address, data: bytes) -> None:
+        """A device that is out speaks: it has not heard that it is."""
+        public_key, reason = self._revoked[address.device]
+        frames.verify(frames.parse(data), address, public_key, self.crypto)
+        self._publish(Revoked(reason), address.device)
 
     def count_incident(self, device: str, error: RemoteProtocolError) -> None:
         """Count a typed error against a device; say it the first time."""
@@ -292,17 +329,21 @@ class Coordinator:
             case Declined():
                 self._lost(device, message.reason, message.round, now_s)
             case Failed():
+                if message.detail:
+                    self._observe(Report("training_failed", f"{message.detail}", device))
                 self._lost(device, message.reason, message.round, now_s)
             case Gone():
                 self.leases.end_since(device, message.check_in)
             case FetchRequest():
-                self._fetch(device, message)
+                self._fetch(device, message, now_s)
             case UpdateOffer():
                 self._offer(device, message, now_s)
             case Chunk():
                 self._chunk(device, message, now_s)
             case Leave():
                 self.store.revoke(device, message.reason)
+                self._observe(Report("left", message.reason, device))
+                self._revoked[device] = (self._devices[device], message.reason)
                 self._lost(device, message.reason, 0, now_s)
                 self._publish(Revoked(message.reason), device)
                 del self._devices[device]
@@ -317,8 +358,12 @@ class Coordinator:
                 Refused(Available.KIND, "schema_mismatch", "another task's model"), device
             )
             raise SchemaMismatchError("the device trains another model")
-        self._check_ins[device] = message.check_in
+        before, self._check_ins[device] = self._check_ins.get(device, 0), message.check_in
+        first_of_boot = message.check_in >> _BOOT_BITS != before >> _BOOT_BITS
         self._new_check_ins.add(device)
+        if first_of_boot:
+            # A restart can only recall a device whose boot it knows; the others can wait.
+            self._flush_check_ins()
         released = self.store.released(STABLE)
         if released is not None and released["version"] != message.released_version:
             self._publish(Release(released["version"], released["digest"], STABLE), device)
@@ -332,15 +377,30 @@ class Coordinator:
         self.rounds.plan_soon(now_s)
 
     def _lost(self, device: str, reason: str, round_number: int, now_s: float) -> None:
-        self.leases.end(device)
-        self._observe(Report("declined", reason, device))
+        if self.leases.end(device) or device in self.rounds.round.waiting_for:
+            self._observe(Report("declined", reason, device))
         current = self.rounds.round
         if current.opened is None or not self.rounds.is_open:
             self.rounds.plan_soon(now_s)
         elif round_number in (0, current.opened.round) and device in current.waiting_for:
             self.rounds.lose(device, reason, now_s)
 
-    def _fetch(self, device: str, message: FetchRequest) -> None:
+    def _asks_too_often(self, device: str, version: int, now_s: float) -> bool:
+        """Whether to leave a request to the device's next try: what is sent waits in our memory."""
+        served = self._served.setdefault(device, deque(maxlen=_FETCHES_MAX))
+        recent = [number for at_s, number in served if now_s - at_s < _FETCHES_S]
+        if len(recent) == _FETCHES_MAX or recent.count(version) >= _FETCHES_OF_ONE_MAX:
+            return True
+        served.append((now_s, version))
+        return False
+
+    def _fetch(self, device: str, message: FetchRequest, now_s: float) -> None:
+        if message.chunk_bytes_max < limits.CHUNK_BYTES_MIN:
+            raise RemoteProtocolError(
+                f"chunks of {message.chunk_bytes_max} bytes, at least {limits.CHUNK_BYTES_MIN}"
+            )
+        if self._asks_too_often(device, message.want_version, now_s):
+            return
         bundle = self.models.bundle(message.want_version, message.have_version)
         if bundle is None:
             detail = f"version {message.want_version} is not kept"
@@ -360,6 +420,8 @@ class Coordinator:
         )
         self._publish(offer, device)
         count = chunk_count(len(bundle.payload), offer.chunk_bytes)
+        if count > limits.CHUNKS_PER_TRANSFER_MAX:
+            raise TooLargeError(f"{count} chunks, at most {limits.CHUNKS_PER_TRANSFER_MAX}")
         held = message.received if message.transfer_id == offer.transfer_id else b""
         for index in missing(held, count):
             data = split(bundle.payload, offer.chunk_bytes, index)
@@ -380,6 +442,10 @@ class Coordinator:
             self._refuse(device, update, ROUND_CLOSED, now_s)
             return
         refusal = self._why_not(device, message)
+        if isinstance(refusal, StaleRoundError | NotInvitedError):
+            # No work of ours: told, counted, and given no line, or a liar could fill the ledger.
+            self._publish(Settled(message.update_id, counted=False, reason=refusal.reason), device)
+            raise refusal
         if refusal is not None:
             self._refuse(device, update, refusal.reason, now_s)
             self._lost(device, refusal.reason, message.round, now_s)
@@ -416,6 +482,12 @@ class Coordinator:
             return StaleRoundError(f"trained on version {message.base_version}")
         return self._inbox.why_too_large(message.payload_bytes, message.chunk_bytes)
 
+    @property
+    def _weight_cap(self) -> int:
+        """The open round's: a file that is changed counts from the next round on."""
+        opened = self.rounds.round.opened
+        return self.config.aggregation.weight_cap if opened is None else opened.weight_cap
+
     def _describe(self, device: str, message: UpdateOffer, now_s: float) -> UpdateStored:
         return UpdateStored(
             update_id=message.update_id,
@@ -423,7 +495,7 @@ class Coordinator:
             round=message.round,
             base_version=message.base_version,
             num_examples=message.num_examples,
-            weight=min(message.num_examples, self.config.aggregation.weight_cap),
+            weight=min(message.num_examples, self._weight_cap),
             payload_bytes=message.payload_bytes,
             payload_digest=message.payload_digest,
             metrics=dict(message.metrics),
@@ -469,6 +541,9 @@ class Coordinator:
         if self._incidents:
             self.store.add_incidents(self._incidents)
             self._incidents = {}
+        self._flush_check_ins()
+
+    def _flush_check_ins(self) -> None:
         if self._new_check_ins:
             self.store.note_check_ins({d: self._check_ins[d] for d in self._new_check_ins})
             self._new_check_ins = set()

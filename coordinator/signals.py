@@ -31,6 +31,7 @@ class RoundOpened(msgspec.Struct, frozen=True):
     opened_at_s: float
     deadline_at_s: float
     chunk_bytes_max: int
+    weight_cap: int
 
 
 class UpdateStored(msgspec.Struct, frozen=True):
@@ -99,10 +100,14 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Go on after a restart: the stored round, and what was receipted but not settled."""
+    """Go on after a restart: the stored round, and what was receipted but not settled.
+
+    `heard` are the devices that have sent something or have said that they cannot.
+    """
 
     opened: RoundOpened
     stored: tuple[UpdateStored, ...]
+    heard: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

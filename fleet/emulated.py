@@ -38,6 +38,7 @@ class Counts:
     declined: Counter[str] = field(default_factory=Counter)
     payload_bytes: int = 0
     training_j: float = 0.0
+    run_is_over: bool = False
 
 
 class Link(Protocol):
@@ -212,6 +213,8 @@ class EmulatedDevice(Generic[LinkT]):
                     counts.counted += 1
                 else:
                     counts.not_counted[report.detail] += 1
+            case "come_back":
+                counts.run_is_over = report.detail == "run_over"
             case "discarded" | "declined":
                 counts.declined[report.detail] += 1
 

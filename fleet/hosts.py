@@ -354,8 +354,10 @@ class CoordinatorHost(Host):
             Callbacks(
                 filters=lambda: self.coordinator.subscriptions,
                 will=lambda: None,
-                on_up=lambda size: self.enter(lambda: self.coordinator.on_link_up(size)),
-                on_down=lambda _reason: None,
+                on_up=lambda size: self.enter(
+                    lambda: self.coordinator.on_link_up(size, self.clock())
+                ),
+                on_down=lambda _reason: self.enter(self.coordinator_link_down),
                 on_message=lambda topic, data: self.enter(
                     lambda: self.coordinator.on_frame(topic, data, self.clock())
                 ),
@@ -365,6 +367,10 @@ class CoordinatorHost(Host):
             up_bytes_per_s=_GATEWAY_BYTES_PER_S,
             down_bytes_per_s=_GATEWAY_BYTES_PER_S,
         )
+
+    def coordinator_link_down(self) -> None:
+        """The broker is gone."""
+        self.coordinator.on_link_down()
 
     def clock(self) -> float:
         """Unix seconds, as far as the gateway knows."""

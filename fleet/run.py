@@ -22,7 +22,8 @@ from insight import RunRecord
 from wire import BrokerAddress, MqttLink, Report
 from wire.token import Token
 
-STALL_S: Final = 30.0
+STALL_S: Final = 150.0
+BROKER_S: Final = 20.0
 
 
 def run_live(run: FleetRun, *, stop: Callable[[], bool] = lambda: False) -> RunRecord:
@@ -88,8 +89,11 @@ class _Live:
                 start_work=self.loop.start_work,
             )
             gateway.start()
+            give_up_at_s = time.monotonic() + BROKER_S
             while not gateway.link.up and not stop():
                 gateway.turn(0.05)
+                if time.monotonic() > give_up_at_s:
+                    raise FleetError(f"no broker answers at {gateway.url}: is it running?")
             self.started_s = time.monotonic()
             self.loop.start(self.devices)
             self._until_over(stop)
@@ -197,7 +201,9 @@ def join(
         )
         loop.start(devices)
         try:
-            while not stop() and not all(d.gone or d.driver.released.version > 0 for d in devices):
+            while not stop() and not all(
+                d.gone or d.counts.run_is_over or d.driver.released.version > 0 for d in devices
+            ):
                 if loop.error is not None:
                     raise FleetError(f"the fleet's loop failed: {loop.error!r}") from loop.error
                 time.sleep(0.1)

@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import os
+import sqlite3
 import sys
 from collections.abc import Sequence
 
@@ -36,13 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PotluckError as error:
         print(f"potluck: {error}", file=sys.stderr)
         return 1
+    except (OSError, sqlite3.Error) as error:
+        if isinstance(error, BrokenPipeError):
+            # Whoever read our output has gone; what is left must not raise again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        print(f"potluck: {where}{what}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("potluck: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone; what is left of it must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     return status
 
 

@@ -125,6 +125,7 @@ def run_fleet(arguments: argparse.Namespace) -> int:
 
 
 def _play(run: FleetRun, arguments: argparse.Namespace) -> int:
+    _check_report(arguments.report)
     with RoundProgress(run.config.rounds.count) as progress:
         run.on_round = progress
         run.observe = _bad_news
@@ -138,21 +139,34 @@ def _play(run: FleetRun, arguments: argparse.Namespace) -> int:
 
 def _bad_news(report: Report) -> None:
     """What a user wants to hear before the run is over."""
-    if report.what in ("bad_input", "broker_down", "round_abandoned"):
+    if report.what in (
+        "bad_input",
+        "broker_down",
+        "evaluation_failed",
+        "round_abandoned",
+        "training_failed",
+    ):
         print(f"{report.what} {report.device} {report.detail}".replace("  ", " "), file=sys.stderr)
 
 
+def _check_report(path: Path | None) -> None:
+    """Before the run: afterwards it would be a pity."""
+    if path is not None and not path.resolve().parent.is_dir():
+        raise PotluckError(f"{path}: there is no such directory to write the report to")
+
+
 def _print(record: RunRecord, arguments: argparse.Namespace) -> None:
-    if arguments.report is not None:
-        try:
-            arguments.report.write_text(report_html(record), encoding="utf-8")
-        except OSError as error:
-            raise PotluckError(f"{arguments.report}: {error.strerror or error}") from error
     if arguments.json:
         print_json(record)
+    else:
+        print("\n".join(summary_lines(record)))
+    if arguments.report is None:
         return
-    print("\n".join(summary_lines(record)))
-    if arguments.report is not None:
+    try:
+        arguments.report.write_text(report_html(record), encoding="utf-8")
+    except OSError as error:
+        raise PotluckError(f"{arguments.report}: {error.strerror or error}") from error
+    if not arguments.json:
         print(f"report: {arguments.report}")
 
 

@@ -10,8 +10,8 @@ PROTOCOL_MINOR: Final = 0
 
 # AWS IoT Core, the tightest large broker, takes 128 KB a packet with topic and header.
 PACKET_BYTES_MAX_DEFAULT: Final = 131_072
-# Below this the frame's own header leaves no room for a chunk worth sending.
-PACKET_BYTES_MIN: Final = 2_048
+# Below this a resume bitmap or an offer with all its metrics does not fit.
+PACKET_BYTES_MIN: Final = 4_096
 # What topic, MQTT header, frame header and message envelope may take of a packet beside chunk data.
 PACKET_OVERHEAD_BYTES: Final = 1_024
 # AWS IoT Core allows seven slashes; we stay at seven levels in all.
@@ -26,6 +26,8 @@ REASON_CHARS_MAX: Final = 200
 METRICS_MAX: Final = 32
 CODECS_MAX: Final = 16
 
+# What is left of the smallest packet; a device that asks for less makes a flood of its model.
+CHUNK_BYTES_MIN: Final = PACKET_BYTES_MIN - PACKET_OVERHEAD_BYTES
 # HiveMQ's receive maximum is 10: a window of 8 never stalls on it.
 CHUNKS_IN_FLIGHT_MAX: Final = 8
 # 64 Ki chunks of 120 KB are 7.8 GB; the bitmap is 8 KiB.

@@ -17,10 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from socket import IPPROTO_TCP, TCP_NODELAY
 from socket import socket as Socket  # noqa: N812 - the class, beside the method of that name
+from threading import Lock, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, MQTTMessageInfo
+from paho.mqtt.client import (
+    MQTT_CLEAN_START_FIRST_ONLY,
+    Client,
+    ConnectFlags,
+    DisconnectFlags,
+    MQTTMessage,
+    MQTTMessageInfo,
+)
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -34,6 +42,8 @@ RECONNECT_S_MAX = 60
 KEEPALIVE_S = 60
 _UNSUPPORTED_VERSION = 132  # MQTT 5 reason code, which paho also gives for 3.1.1's code 1
 _PUBACK_BYTES = 4
+_HANG_UPS_MAX = 2
+_LABEL_CHARS_MAX = 63
 
 
 class BrokerAddressError(PotluckError):
@@ -60,13 +70,17 @@ class BrokerAddress:
             port = parts.port
         except ValueError as error:
             raise BrokerAddressError(f"broker URL {url!r}: {error}") from error
+        host = parts.hostname or ""
+        long_label = any(len(label) > _LABEL_CHARS_MAX for label in host.split("."))
         plain = (parts.path.strip("/"), parts.query, parts.fragment, parts.username, parts.password)
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or any(plain) or port == 0:
+        if parts.scheme not in ("mqtt", "mqtts") or not host or any(plain) or port == 0:
             raise BrokerAddressError(
                 f"broker URL {url!r}: write mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
             )
+        if long_label:
+            raise BrokerAddressError(f"broker URL {url!r}: no name of a host is that long")
         tls = parts.scheme == "mqtts"
-        return cls(parts.hostname, port or (8883 if tls else 1883), tls)
+        return cls(host, port or (8883 if tls else 1883), tls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +154,12 @@ class MqttLink:
         self._keepalive_s = keepalive_s
         self._protocol = MQTTProtocolVersion.MQTTv5
         self._pending: deque[tuple[MQTTMessageInfo, int]] = deque()
+        self._pending_lock = Lock()  # whoever publishes, and paho's own thread
+        self._closed_early = 0
+        self._rebuilding = False
         self._subscribing: set[int] = set()
         self._threaded = False
+        self._stopped = False
         self._client = self._make_client()
 
     # -- making the client -------------------------------------------------------------------
@@ -198,13 +216,14 @@ class MqttLink:
             self._address.host,
             self._address.port,
             keepalive=self._keepalive_s,
-            clean_start=True,
+            clean_start=True if self._mqtt5 else MQTT_CLEAN_START_FIRST_ONLY,
             properties=self._connect_properties(),
         )
         self._client.loop_start()
 
     def stop(self) -> None:
         """Disconnect in good order and end the thread."""
+        self._stopped = True
         self._client.disconnect()
         if self._threaded:
             self._client.loop_stop()
@@ -216,11 +235,13 @@ class MqttLink:
         Raises:
             OSError: nobody listens there.
         """
+        if self._rebuilding:
+            self._rebuild()
         self._client.connect(
             self._address.host,
             self._address.port,
             keepalive=self._keepalive_s,
-            clean_start=True,
+            clean_start=True if self._mqtt5 else MQTT_CLEAN_START_FIRST_ONLY,
             properties=self._connect_properties(),
         )
 
@@ -262,16 +283,18 @@ class MqttLink:
         if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
             return
         size = publish_packet_bytes(topic, len(payload), mqtt5=self._mqtt5)
-        self._pending.append((info, size))
-        self._forget_acknowledged()
+        with self._pending_lock:
+            self._pending.append((info, size))
+            self._forget_acknowledged()
         self.traffic.sent_bytes += size
         self.traffic.sent_packets += 1
 
     @property
     def in_flight(self) -> int:
         """How many publications the broker has not acknowledged yet."""
-        self._forget_acknowledged()
-        return len(self._pending)
+        with self._pending_lock:
+            self._forget_acknowledged()
+            return len(self._pending)
 
     def _forget_acknowledged(self) -> None:
         while self._pending and _is_acknowledged(self._pending[0][0]):
@@ -288,10 +311,11 @@ class MqttLink:
         properties: Properties | None,
     ) -> None:
         if reason.is_failure:
-            if reason.value == _UNSUPPORTED_VERSION and self._mqtt5:
-                self._protocol = MQTTProtocolVersion.MQTTv311
+            if reason.value == _UNSUPPORTED_VERSION:
+                self._speak_another()
             self._on_down(f"the broker refused the connection: {reason}")
             return
+        self._closed_early = 0
         allowed = getattr(properties, "MaximumPacketSize", None) if properties else None
         self._allowed_bytes = min(self._packet_bytes_max, allowed or self._packet_bytes_max)
         inflight = getattr(properties, "ReceiveMaximum", None) if properties else None
@@ -315,6 +339,7 @@ class MqttLink:
         self._subscribing.clear()
         if any(reason.is_failure for reason in reasons):
             self._on_down(f"the broker refused the subscription: {reasons[0]}")
+            self.drop()  # and try again, as after any other loss
             return
         self.up = True
         self._on_up(self._allowed_bytes)
@@ -334,6 +359,32 @@ class MqttLink:
         self._drop_what_waits(client)
         if was_up:
             self._on_down(str(reason))
+        else:
+            # Some brokers do not answer a version that they do not know: they hang up.
+            self._closed_early += 1
+            if self._closed_early >= _HANG_UPS_MAX:
+                self._speak_another()
+
+    def _speak_another(self) -> None:
+        """Go on in MQTT 3.1.1 instead of 5, or the other way; that takes another client."""
+        if self._rebuilding or self._stopped:
+            return
+        self._rebuilding = True
+        if self._threaded:
+            # Not on paho's own thread, which has to end first.
+            Thread(target=self._rebuild, name="potluck-link", daemon=True).start()
+
+    def _rebuild(self) -> None:
+        old = self._client
+        if self._threaded:
+            old.disconnect()
+            old.loop_stop()
+        self._protocol = MQTTProtocolVersion.MQTTv311 if self._mqtt5 else MQTTProtocolVersion.MQTTv5
+        self._closed_early = 0
+        self._client = self._make_client()
+        self._rebuilding = False
+        if self._threaded and not self._stopped:
+            self.start()
 
     def _drop_what_waits(self, client: Client) -> None:
         """Forget what was under way: machines send it again, and only what is missing.
@@ -342,7 +393,13 @@ class MqttLink:
         window on the way: with more waiting than the window it then sends nothing any more.
         """
         client.drop_out_messages()
-        self._pending.clear()
+        with self._pending_lock:
+            self._forget_acknowledged()
+            # Only a window of them can have left; the others were counted and never sent.
+            for _info, size in list(self._pending)[limits.CHUNKS_IN_FLIGHT_MAX :]:
+                self.traffic.sent_bytes -= size
+                self.traffic.sent_packets -= 1
+            self._pending.clear()
 
     def _published(
         self,

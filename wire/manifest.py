@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -131,6 +131,9 @@ class Manifest:
         unknown = sorted(set(self.parts) - set(self.tensors))
         if unknown:
             raise ManifestError(f"parts names tensors that do not exist: {unknown}")
+        wrong = sorted({part for part in self.parts.values() if part not in get_args(Part)})
+        if wrong:
+            raise ManifestError(f"parts are {', '.join(get_args(Part))}, not {wrong}")
         converted: Tensors = {}
         for name, value in self.tensors.items():
             if not name or len(name) > limits.NAME_CHARS_MAX:

@@ -59,6 +59,7 @@ def grow(models: Models, store: Store, rounds: int, *, keep: frozenset[int] = NO
                 opened_at_s=0.0,
                 deadline_at_s=1.0,
                 chunk_bytes_max=1_000,
+                weight_cap=1_000,
             )
         )
         total = models.sum(weight_cap=10, updates_max=4)

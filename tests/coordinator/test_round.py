@@ -59,6 +59,7 @@ def opened(count: int = 4, *, cohort: int = 3, needed: int = 2) -> RoundOpened:
         opened_at_s=NOW_S,
         deadline_at_s=DEADLINE_AT_S,
         chunk_bytes_max=1_000,
+        weight_cap=1_000,
     )
 
 

@@ -36,6 +36,7 @@ def opened(round_number: int = 1) -> RoundOpened:
         opened_at_s=10.0,
         deadline_at_s=70.0,
         chunk_bytes_max=1_000,
+        weight_cap=1_000,
     )
 
 

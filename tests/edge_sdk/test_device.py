@@ -23,6 +23,7 @@ from edge_sdk import (
     TrainResult,
     read_status,
 )
+from edge_sdk.journal import SqliteJournal
 from tests.support.loopback import ToyTask
 from tests.support.processes import until
 from wire import Ed25519, Report, SystemSecrets
@@ -119,7 +120,7 @@ def test_an_app_gets_the_released_model_and_can_leave(federated: Federated) -> N
     assert device.status.counted == 2
     assert device.leave()
     assert not (federated.directory / "device-1").exists()
-    assert any(report.what == "declined" for report in federated.reports)
+    assert any(report.what == "left" for report in federated.reports)
 
 
 def test_the_model_is_there_after_a_restart_and_offline(
@@ -220,6 +221,52 @@ def test_conditions_that_raise_close_the_gate_and_nothing_else(federated: Federa
     time.sleep(0.5)
     assert device.running
     assert device.error is None
+    device.stop()
+
+
+def test_a_device_that_is_not_running_can_leave(federated: Federated) -> None:
+    device = federated.device(1)
+    device.enroll(federated.tokens)
+    (device.state_dir / "the-apps-own").write_text("kept")
+    assert device.leave()
+    assert [path.name for path in device.state_dir.iterdir()] == ["the-apps-own"]
+
+
+def test_a_revoked_device_can_begin_anew_with_another_token(federated: Federated) -> None:
+    device = federated.device(1)
+    device.enroll(federated.tokens)
+    name = device.status.device
+    journal = SqliteJournal(device.state_dir)
+    journal.revoke("owner_left")
+    journal.close()
+    device.enroll(federated.tokens)
+    assert device.status.device not in (None, name)
+
+
+def test_an_app_whose_report_callback_raises_keeps_its_device(federated: Federated) -> None:
+    def broken(_report: Report) -> None:
+        raise ValueError("the app's own bug")
+
+    device = federated.device(1, on_report=broken)
+    device.enroll(federated.tokens)
+    device.start()
+    until(lambda: device.model.version == 2, "the release")
+    device.stop()
+    assert device.error is None
+
+
+def test_the_apps_model_cannot_be_written_to(federated: Federated) -> None:
+    device = federated.device(1)
+    with pytest.raises(ValueError, match="read-only"):
+        device.model.tensors["w0"][0, 0] = 1.0
+
+
+def test_a_wrong_broker_url_does_not_keep_the_directory(federated: Federated) -> None:
+    federated.device(1).enroll(federated.tokens)
+    with pytest.raises(Exception, match="broker URL"):
+        federated.device(1, broker="nonsense").start()
+    device = federated.device(1)
+    device.start()
     device.stop()
 
 

@@ -458,7 +458,7 @@ def test_an_invitation_at_a_closed_gate_is_declined_with_the_reason() -> None:
 def test_come_back_is_believed_for_a_check_in_of_this_boot_only() -> None:
     s = idle()
     _, effects = play(s, ComeBackAt(s.check_in, 50.0))
-    assert effects == [WakeAt(CHECK_IN, 150.0)]
+    assert effects == [WakeAt(CHECK_IN, 150.0), Report("come_back", "not_needed")]
     for other in (1, BOOT << 32, s.check_in + 1, ((BOOT - 1) << 32) + 1):
         assert play(s, ComeBackAt(other, 50.0)) == (s, [])
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,8 @@ class Loopback:
         rounds: the file's `[rounds]`.
         order: shuffles what is under way; None delivers in order.
         tamper: what becomes of each packet on its way: none, one or several.
+        evaluator: what `task.test()` returned.
+        device_model: what `task.model()` returns on devices, if that is another.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class Loopback:
         rounds: Rounds,
         order: random.Random | None = None,
         tamper: Tamper = faithful,
+        evaluator: Any = None,
+        device_model: Manifest | None = None,
     ) -> None:
         self.now_s = 1_000.0
         self.crypto = StubCrypto()
@@ -69,6 +74,8 @@ class Loopback:
         self.config = FederationConfig(federation=Federation(name="toy"), rounds=rounds)
         self.directory = directory
         self._order = order
+        self._evaluator = evaluator
+        self._device_model = device_model or ToyTask().model()
         self._wire: list[Packet] = []
         self._works: list[tuple[DeviceDriver, TrainingWork]] = []
         init_state(directory / "coordinator", SeededSecrets(1, "coordinator"))
@@ -85,7 +92,7 @@ class Loopback:
         self.coordinator = Coordinator(
             config=self.config,
             manifest=ToyTask().model(),
-            evaluator=None,
+            evaluator=self._evaluator,
             store=Store(state / STORE_FILE),
             keys=load_identity(state, self.crypto),
             crypto=self.crypto,
@@ -99,7 +106,7 @@ class Loopback:
     def _device(self, number: int, signer: Signer) -> DeviceDriver:
         name = self.coordinator.admit(signer.public_key, "unknown", self.now_s)
         driver = DeviceDriver(
-            manifest=ToyTask().model(),
+            manifest=self._device_model,
             make_trainer=lambda: ToyTask().trainer(DeviceInfo(seed=number)),
             journal=MemoryJournal(
                 Enrolment(name, "toy", self.coordinator.public_key, "mqtt://localhost", "", b"")
@@ -124,7 +131,7 @@ class Loopback:
     def start(self) -> None:
         """Everybody is there, with a full battery."""
         self.coordinator.start(self.now_s)
-        self.coordinator.on_link_up(PACKET_BYTES_MAX_DEFAULT)
+        self.coordinator.on_link_up(PACKET_BYTES_MAX_DEFAULT, self.now_s)
         for device in self.devices:
             device.on_gate(GateOpened(3_600.0), self.now_s)
             device.on_link_up(PACKET_BYTES_MAX_DEFAULT, self.now_s)
