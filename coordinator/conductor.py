@@ -50,10 +50,10 @@ from wire import (
 from wire.messages import Message, Settled
 
 PLAN_AGAIN: Final = "plan_again"
-# How long a round waits for connected devices that are about to speak, and how often it looks.
+# How long a round waits for connected devices that are about to speak.
 PATIENCE_S: Final = 2.0
-PLAN_EVERY_S: Final = 0.5
-EXPECTING_EVERY_S: Final = 0.05
+# Check-ins come in bursts; one look at the leases serves for all of a moment.
+PLAN_AFTER_S: Final = 0.02
 ABANDONED_PAUSE_S: Final = 2.0
 _SEED_MASK: Final = 2**53 - 1
 
@@ -154,7 +154,8 @@ class Conductor:
     def plan_soon(self, now_s: float) -> None:
         """Somebody is there who was not before: look whether a round can open."""
         if not self.is_open:
-            self.timers.setdefault(PLAN_AGAIN, now_s)
+            at_s = now_s + PLAN_AFTER_S
+            self.timers[PLAN_AGAIN] = min(self.timers.get(PLAN_AGAIN, at_s), at_s)
 
     def take(self, update: UpdateStored, payload: bytes, now_s: float) -> None:
         """Hand a whole update to the round."""
@@ -199,29 +200,28 @@ class Conductor:
         number = self._store.last_round() + 1
         if self.is_open:
             return
-        if not self.link_is_up:
-            self.timers[PLAN_AGAIN] = now_s + PLAN_EVERY_S
-            return
         if number > self._config.rounds.count:
             self._run_over(now_s)
             return
+        if not self.link_is_up:
+            return  # whoever says that it is back asks again
         if self._leases.heard < self._first_gathering and now_s < self._gathering_until_s:
-            self.timers[PLAN_AGAIN] = now_s + EXPECTING_EVERY_S
+            self.timers[PLAN_AGAIN] = self._gathering_until_s
             return
         if self._patient_until_s is None:
             self._patient_until_s = now_s + PATIENCE_S
-        if now_s >= self._patient_until_s:
+        patient = now_s < self._patient_until_s
+        if not patient:
             self._leases.stop_expecting()
         eligible = sum(
             is_eligible(lease, self._config.selection) for lease in self._leases.valid(now_s)
         )
-        expecting = self._leases.expected > 0
-        wanted = self._config.rounds.to_invite
-        patient = eligible < wanted and now_s < self._patient_until_s
-        if expecting or patient or eligible < self._config.rounds.needed:
-            self.timers[PLAN_AGAIN] = now_s + (EXPECTING_EVERY_S if expecting else PLAN_EVERY_S)
+        if patient and (self._leases.expected or eligible < self._config.rounds.to_invite):
+            self.timers[PLAN_AGAIN] = self._patient_until_s
             return
         self._patient_until_s = None
+        if eligible < self._config.rounds.needed:
+            return  # only a check-in can change that, and it asks again
         self._open(number, now_s)
 
     def _open(self, number: int, now_s: float) -> None:

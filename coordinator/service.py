@@ -213,6 +213,7 @@ class Coordinator:
         """The broker is there, and takes packets of this size."""
         self._chunk_bytes = self.rounds.chunk_bytes_max = chunk_bytes_for(packet_bytes_max)
         self.rounds.link_is_up = True
+        self.rounds.plan_soon(now_s)
         self._recall(now_s)
 
     def on_link_down(self) -> None:

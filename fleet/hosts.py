@@ -132,8 +132,9 @@ class Host:
         self._wake_at_s = due_s
 
         def wake() -> None:
-            self._wake_at_s = None
-            self.wake()
+            if self._wake_at_s == due_s:  # else an earlier one has taken its place
+                self._wake_at_s = None
+                self.wake()
 
         self.world.after(due_s - self.world.now_s, f"wake {self.name}", self.of_this_start(wake))
 

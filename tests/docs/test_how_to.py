@@ -574,6 +574,7 @@ def test_the_brokers_configuration_is_the_embedded_one_s() -> None:
         assert line.startswith(own) or line in stated, line
 
 
+@pytest.mark.live
 def test_the_page_s_script_makes_a_certificate_that_the_coordinators_ca_has_signed(
     tmp_path: Path,
 ) -> None:
