@@ -131,6 +131,11 @@ def _with_update(
     )
 
 
+def _whole_s(opened: RoundOpened) -> float:
+    """How long the round was to be, in seconds."""
+    return opened.deadline_at_s - opened.opened_at_s
+
+
 def _invite(opened: RoundOpened, device: str, check_in: int, now_s: float) -> Publish:
     message = Invite(
         check_in=check_in,
@@ -139,7 +144,8 @@ def _invite(opened: RoundOpened, device: str, check_in: int, now_s: float) -> Pu
         base_digest=opened.base_digest,
         plan=opened.plan,
         codec=opened.codec,
-        deadline_s=max(opened.deadline_at_s - now_s, 0.001),
+        # A clock that was set back must not promise a device more time than a round has.
+        deadline_s=min(max(opened.deadline_at_s - now_s, 0.001), _whole_s(opened)),
         chunk_bytes_max=opened.chunk_bytes_max,
     )
     return Publish(message, device)
@@ -210,8 +216,8 @@ def _deadline_after_restart_s(opened: RoundOpened, now_s: float) -> float:
 
     A gateway without a battery behind its clock may come back years before it went.
     """
-    whole_s = opened.deadline_at_s - opened.opened_at_s + RESUME_GRACE_S
-    return min(max(opened.deadline_at_s, now_s + RESUME_GRACE_S), now_s + whole_s)
+    latest_s = now_s + _whole_s(opened) + RESUME_GRACE_S
+    return min(max(opened.deadline_at_s, now_s + RESUME_GRACE_S), latest_s)
 
 
 def _resume(state: RoundState, event: Resume, now_s: float) -> Step:

@@ -190,10 +190,11 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a COMMIT that fails for lack of space leaves it open
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def _one(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Row | None:
         row: sqlite3.Row | None = self._db.execute(sql, parameters).fetchone()

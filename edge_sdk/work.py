@@ -56,7 +56,7 @@ class TrainingWork:
         except RemoteProtocolError as error:
             # The trainer returned what the wire would refuse: the wire's own word for it.
             reason, detail = error.reason, str(error)
-        except Exception as error:  # noqa: BLE001 - user code may raise anything; the app goes on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code; the app goes on
             detail = f"{type(error).__name__}: {error}"
         # Whatever an exception says must pass the wire: text that UTF-8 can carry.
         detail = detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()

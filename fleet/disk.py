@@ -58,6 +58,11 @@ class _Connection:
         self._payloads = payloads
 
     @property
+    def in_transaction(self) -> bool:
+        """As sqlite3's."""
+        return self._inner.in_transaction
+
+    @property
     def row_factory(self) -> Any:
         """As sqlite3's."""
         return self._inner.row_factory
@@ -107,10 +112,14 @@ class CoordinatorDisk:
 
     def open(self) -> Store:
         """The store, as a process finds it that has just started."""
-        if self.database.in_transaction:
-            self.database.execute("ROLLBACK")
+        self.lose_uncommitted()
         connection: Any = _Connection(self.database, self._fuse, self.payloads)
         return Store(Path(":memory:"), connect=lambda: connection)
+
+    def lose_uncommitted(self) -> None:
+        """What a power cut does to an open transaction."""
+        if self.database.in_transaction:
+            self.database.execute("ROLLBACK")
 
     def close(self) -> None:
         """The world is over."""

@@ -20,7 +20,7 @@ from edge_sdk.models import MemoryShelf
 from edge_sdk.signals import GateClosed, GateOpened, Trained, TrainingFailed
 from edge_sdk.work import TrainingWork
 from fleet.faults import Fault
-from wire import Crypto, Manifest, Plan, Report, Signer, Traffic, frames, topics
+from wire import Crypto, Manifest, Plan, Report, Signer, Tensors, Traffic, frames, topics
 from wire.messages import Leave
 
 LEASE_WINDOW_S: Final = 86_400.0
@@ -182,8 +182,17 @@ class EmulatedDevice(Generic[LinkT]):
         digest = hashlib.sha256(work.payload).digest()
         return Trained(msgspec.structs.replace(event.sealed, payload_digest=digest))
 
-    def evaluate(self, model: Model) -> dict[str, float]:
-        """What the device's hold-out says of a model, named as in an update's metrics."""
+    def evaluate(self, version: int, shared: Tensors) -> dict[str, float]:
+        """What the device's hold-out says of a version, named as in an update's metrics.
+
+        Its own part of the model is as it has been trained here.
+        """
+        own = self._shelf.personal()
+        tensors = {
+            name: shared.get(name, own.get(name, first))
+            for name, first in self._manifest.tensors.items()
+        }
+        model = Model(version, tensors, artefact=self._manifest.artefact)
         result = self._task.trainer(self.info).evaluate(model, Plan(), stop=lambda: False)
         if not result.num_examples:
             return {}

@@ -30,7 +30,10 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     kind: Kind
-    devices: Annotated[int, Meta(ge=1)] | tuple[Annotated[int, Meta(ge=0)], ...] = 1
+    devices: (
+        Annotated[int, Meta(ge=1)]
+        | Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
+    ) = 1
     round: Annotated[int, Meta(ge=1)] = 1
     for_s: Annotated[float, Meta(gt=0.0, le=86_400.0)] = 1.0
 

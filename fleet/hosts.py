@@ -125,10 +125,12 @@ class Host:
 
     def _plan_wake(self) -> None:
         due_s = self.next_wake_s() if self.running else None
-        if due_s is None or (self._wake_at_s is not None and self._wake_at_s <= due_s):
+        if due_s is None:
             return
         # A microsecond late, which is what events are rounded to: early, nothing would be due yet.
         due_s = max(due_s, self.world.now_s) + _MICROSECOND_S
+        if self._wake_at_s is not None and self._wake_at_s <= due_s:
+            return
         self._wake_at_s = due_s
 
         def wake() -> None:
@@ -256,8 +258,9 @@ class DeviceHost(Host):
     def close_gate(self, for_s: float) -> None:
         """Its owner picks it up: no work for a while."""
         self.closed_until_s = self.world.now_s + for_s
-        self._judge()
-        self.world.after(for_s, f"gate {self.name}", lambda: self.enter(self._judge_once))
+        self.enter(self._judge_once)
+        opens_s = for_s + _MICROSECOND_S
+        self.world.after(opens_s, f"gate {self.name}", lambda: self.enter(self._judge_once))
 
     def _judge(self) -> None:
         self._judge_once()
@@ -411,7 +414,8 @@ class CoordinatorHost(Host):
         self.link.connect()
 
     def end_link(self, *, silent: bool) -> None:
-        """The process is gone, and its connection with it."""
+        """The process is gone, and its connection with it; so is what it had not committed."""
+        self.disk.lose_uncommitted()
         self.link.end(silent=silent)
 
     def next_wake_s(self) -> float | None:

@@ -43,6 +43,7 @@ Kind = Literal[
 FAULTS_UNTIL_S: Final = 150.0
 CALM_S: Final = 4 * 3_600.0
 COORDINATOR: Final = -1
+_BROKER_DOWN_S_MAX: Final = 30.0
 _YEAR_S: Final = 365.25 * 86_400.0
 _DEVICE_KINDS: Final[tuple[Kind, ...]] = (
     "crash",
@@ -157,68 +158,81 @@ def _broken_for_ever(chance: World, device: int) -> Event:
 def unleash(fleet: VirtualFleet, events: Sequence[Event]) -> None:
     """Plan every event of a schedule in a fleet's world."""
     for event in events:
-        fleet.world.after(
-            event.at_s - fleet.world.now_s,
-            f"nemesis {event.kind} {event.device}",
-            _act(fleet, event),
-        )
+        deed = _Deed(fleet, event)
+        name = f"nemesis {event.kind} {event.device}"
+        fleet.world.after(event.at_s - fleet.world.now_s, name, getattr(deed, event.kind))
 
 
-def _act(fleet: VirtualFleet, event: Event) -> Callable[[], None]:
-    host: Host = fleet.gateway if event.device < 0 else fleet.hosts[event.device]
-    link = fleet.gateway.link if event.device < 0 else fleet.devices[event.device].link
-    network, world = fleet.network, fleet.world
+class _Deed:
+    """What an event does, by the name of its kind."""
 
-    def unfill() -> None:
-        host.fuse.full = False
+    def __init__(self, fleet: VirtualFleet, event: Event) -> None:
+        self._fleet = fleet
+        self._event = event
+        gateway = event.device == COORDINATOR
+        self._host: Host = fleet.gateway if gateway else fleet.hosts[event.device]
+        self._link = fleet.gateway.link if gateway else fleet.devices[event.device].link
 
-    def fill() -> None:
-        host.fuse.full = True
-        world.after(event.for_s, f"space {host.name}", unfill)
+    def _afterwards(self, name: str, action: Callable[[], None]) -> None:
+        self._fleet.world.after(self._event.for_s, f"{name} {self._host.name}", action)
 
-    def unclog() -> None:
-        link.slowed = 1.0
+    def crash(self) -> None:
+        self._host.crash(down_s=self._event.for_s)
 
-    def clog() -> None:
-        link.slowed = event.amount
-        world.after(event.for_s, f"unclog {host.name}", unclog)
+    def power_loss(self) -> None:
+        self._host.crash(down_s=self._event.for_s, silent=True)
 
-    def clear() -> None:
-        network.weather = Weather()
+    def crash_at_effect(self) -> None:
+        fuse = self._host.fuse
+        fuse.blows_at = fuse.effects + int(self._event.amount)
 
-    def storm() -> None:
-        share = min(event.amount, 1.0)
-        network.weather = Weather(lost=share / 2, doubled=share, delayed=share)
-        world.after(event.for_s, "weather clears", clear)
+    def disk_full(self) -> None:
+        self._host.fuse.full = True
+        self._afterwards("space", self._space)
 
-    def blow() -> None:
-        host.fuse.blows_at = host.fuse.effects + int(event.amount)
+    def _space(self) -> None:
+        self._host.fuse.full = False
 
-    def vanish() -> None:
-        host.gone = True
-        host.crash(silent=True)
+    def link_break(self) -> None:
+        self._link.broken("nemesis")
 
-    def close_gate() -> None:
-        if event.device >= 0:
-            fleet.hosts[event.device].close_gate(event.for_s)
+    def partition(self) -> None:
+        self._link.freeze(out=True, into=True, for_s=self._event.for_s)
 
-    deeds: dict[Kind, Callable[[], None]] = {
-        "crash": lambda: host.crash(down_s=event.for_s),
-        "power_loss": lambda: host.crash(down_s=event.for_s, silent=True),
-        "crash_at_effect": blow,
-        "disk_full": fill,
-        "link_break": lambda: link.broken("nemesis"),
-        "partition": lambda: link.freeze(out=True, into=True, for_s=event.for_s),
-        "partition_up": lambda: link.freeze(out=True, into=False, for_s=event.for_s),
-        "partition_down": lambda: link.freeze(out=False, into=True, for_s=event.for_s),
-        "clog": clog,
-        "broker_kill": lambda: network.kill_broker(min(event.for_s, 30.0)),
-        "weather": storm,
-        "clock_step": lambda: fleet.gateway.step_clock(event.amount),
-        "gate_close": close_gate,
-        "vanish": vanish,
-    }
-    return deeds[event.kind]
+    def partition_up(self) -> None:
+        self._link.freeze(out=True, into=False, for_s=self._event.for_s)
+
+    def partition_down(self) -> None:
+        self._link.freeze(out=False, into=True, for_s=self._event.for_s)
+
+    def clog(self) -> None:
+        self._link.slowed = max(self._event.amount, 1.0)
+        self._afterwards("unclog", self._unclog)
+
+    def _unclog(self) -> None:
+        self._link.slowed = 1.0
+
+    def broker_kill(self) -> None:
+        self._fleet.network.kill_broker(min(self._event.for_s, _BROKER_DOWN_S_MAX))
+
+    def weather(self) -> None:
+        share = min(self._event.amount, 1.0)
+        self._fleet.network.weather = Weather(lost=share / 2, doubled=share, delayed=share)
+        self._afterwards("clear", self._clear)
+
+    def _clear(self) -> None:
+        self._fleet.network.weather = Weather()
+
+    def clock_step(self) -> None:
+        self._fleet.gateway.step_clock(self._event.amount)
+
+    def gate_close(self) -> None:
+        if self._event.device != COORDINATOR:
+            self._fleet.hosts[self._event.device].close_gate(self._event.for_s)
+
+    def vanish(self) -> None:
+        self._host.gone = True
+        self._host.crash(silent=True)
 
 
 # -- one seed --------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from coordinator import Coordinator, FederationConfig
 from coordinator.evaluation import pooled_metrics
 from coordinator.signals import RoundOpened
 from coordinator.store import Store
-from edge_sdk import Model
 from fleet.emulated import EmulatedDevice
 from fleet.faults import Fault, describe
 from insight import DeviceRecord, RoundRecord, RunRecord, Totals
@@ -152,8 +151,8 @@ class Course:
             return
         if coordinator.store.rounds()[last - 1]["status"] != "committed":
             return
-        model = coordinator.models.whole(coordinator.models.served)
-        measured = [d.evaluate(Model(coordinator.models.version, model)) for d in self._devices]
+        models = coordinator.models
+        measured = [d.evaluate(models.version, models.served) for d in self._devices]
         coordinator.store.note_round(last, pooled_metrics([(1, m) for m in measured]))
 
 

@@ -24,6 +24,7 @@ from potluck.output import Reports, add_json, print_json, stop_on_signals
 from wire import BrokerAddress, Ed25519, PotluckError, SystemSecrets
 
 TOKENS_MAX: Final = 100_000
+TOKEN_DAYS_MAX: Final = 3_650.0
 _DAY_S: Final = 86_400.0
 
 
@@ -138,8 +139,10 @@ def run_enroll(arguments: argparse.Namespace) -> int:
     """`potluck enroll`."""
     if not 1 <= arguments.number <= TOKENS_MAX:
         raise PotluckError(f"-n {arguments.number}: make 1 to {TOKENS_MAX} tokens at a time")
-    if not arguments.days > 0.0:
-        raise PotluckError(f"--days {arguments.days:g}: tokens must last some time")
+    if not 0.0 < arguments.days <= TOKEN_DAYS_MAX:
+        raise PotluckError(
+            f"--days {arguments.days:g}: tokens last above 0 and at most {TOKEN_DAYS_MAX:g} days"
+        )
     if arguments.output.exists():
         raise PotluckError(f"{arguments.output}: exists already; choose another file")
     identity = load_identity(arguments.state_dir, Ed25519())

@@ -11,7 +11,7 @@ import msgspec
 from coordinator import FederationConfig, load_config
 from coordinator.config import Federation, Fleet, Rounds
 from edge_sdk import load_task
-from fleet import Fault, FleetError, FleetRun, StubCrypto, join, load_faults, run_live
+from fleet import Fault, FleetError, FleetRun, StubCrypto, join, load_faults, run_live, run_virtual
 from insight import RunRecord, report_html, summary_lines
 from potluck.output import RoundProgress, add_json, print_json
 from wire import Ed25519, PotluckError, Report
@@ -68,7 +68,7 @@ def add_commands(commands: Any) -> None:
         "--wire",
         choices=("mqtt", "virtual"),
         default="mqtt",
-        help="mqtt: a real broker (default); virtual: virtual time, not in this version",
+        help="mqtt: a real broker (default); virtual: virtual time, repeated exactly by its seed",
     )
     run.add_argument("--broker", help="a broker's URL (default: the file's)")
     run.add_argument("--faults", type=Path, metavar="FILE", help="what goes wrong on purpose")
@@ -101,8 +101,12 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 def run_fleet(arguments: argparse.Namespace) -> int:
     """`potluck fleet run`."""
-    if arguments.wire == "virtual":
-        raise FleetError("--wire virtual is not in this version: use --wire mqtt")
+    virtual = arguments.wire == "virtual"
+    if virtual and (arguments.broker or arguments.state_dir or arguments.join):
+        raise FleetError(
+            "--wire virtual has no broker and no state on disk: leave out --broker, --state-dir and"
+            " --join"
+        )
     config = load_config(arguments.federation)
     if arguments.rounds is not None:
         rounds = msgspec.structs.replace(config.rounds, count=arguments.rounds)
@@ -118,18 +122,18 @@ def run_fleet(arguments: argparse.Namespace) -> int:
         state_dir=arguments.state_dir,
     )
     if arguments.join is None:
-        return _play(run, arguments)
+        return _play(run, arguments, virtual=virtual)
     record = join(run, read_tokens(arguments.join))
     _print(record, arguments)
     return 0
 
 
-def _play(run: FleetRun, arguments: argparse.Namespace) -> int:
+def _play(run: FleetRun, arguments: argparse.Namespace, *, virtual: bool = False) -> int:
     _check_report(arguments.report)
     with RoundProgress(run.config.rounds.count) as progress:
         run.on_round = progress
         run.observe = _bad_news
-        record = run_live(run)
+        record = run_virtual(run) if virtual else run_live(run)
     _print(record, arguments)
     if not any(record.status == "committed" for record in record.rounds):
         print("potluck: no round was committed", file=sys.stderr)

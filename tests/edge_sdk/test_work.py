@@ -116,6 +116,7 @@ def returns(tensors: dict[str, object], count: int = 3) -> Callable[[Model, Stop
     [
         (raises(ZeroDivisionError("oh")), "trainer_failed"),
         (raises(MemoryError()), "out_of_memory"),
+        (raises(SystemExit(0)), "trainer_failed"),
         (raises(TrainingStoppedError("x")), "stopped"),
         (returns({"w": np.full((2, 2), np.nan)}), "not_finite"),
         (returns({"w": np.full((2, 2), 1e300)}), "not_finite"),

@@ -100,6 +100,16 @@ def test_a_users_own_task_runs_in_a_fleet(users_folder: Path) -> None:
 
 
 @pytest.mark.live
+def test_a_day_in_virtual_time_is_repeated_by_its_seed(users_folder: Path) -> None:
+    command = ("fleet", "run", "federation.toml", "--devices", "20", "--wire", "virtual")
+    one, two = (potluck(*command, "--seed", "4", cwd=users_folder) for _ in range(2))
+    other = potluck(*command, "--seed", "5", cwd=users_folder)
+    for digest in ("trace_digest", "model_digest", "accepted_ids_digest"):
+        assert one["totals"][digest] == two["totals"][digest]
+        assert one["totals"][digest] != other["totals"][digest]
+
+
+@pytest.mark.live
 def test_a_users_own_task_runs_as_processes_on_the_embedded_broker(
     users_folder: Path, processes: Processes
 ) -> None:
@@ -253,13 +263,15 @@ def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nothing.toml" in error_of("fleet", "run", tmp_path / "nothing.toml", capsys=capsys)
 
 
-def test_virtual_time_is_refused_honestly(
+def test_virtual_time_has_no_broker_to_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "federation.toml"
     path.write_text("")
-    said = error_of("fleet", "run", path, "--wire", "virtual", capsys=capsys)
-    assert "--wire mqtt" in said
+    said = error_of(
+        *("fleet", "run", path, "--wire", "virtual", "--broker", "mqtt://localhost"), capsys=capsys
+    )
+    assert "leave out --broker" in said
 
 
 def test_state_directories_that_are_none_say_what_to_do(
