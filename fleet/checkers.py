@@ -5,6 +5,7 @@ disk as it is and as it was after the event before, what the coordinator has pub
 the devices. A broken promise raises `ViolationError`.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -151,6 +152,15 @@ def what_is_not_settled_is_in_the_spool(evidence: Evidence) -> None:
     for key, row in evidence.ledger.items():
         if row.receipted_at is not None and row.counted is None and key not in spooled:
             raise ViolationError("what_is_not_settled_is_in_the_spool", key.hex())
+
+
+def what_is_spooled_is_what_was_offered(evidence: Evidence) -> None:
+    """Every payload has the digest that its device has signed."""
+    payloads = evidence.fleet.gateway.disk.payloads
+    for key, row in evidence.ledger.items():
+        known = key in evidence.ledger_before
+        if not known and key in payloads and hashlib.sha256(payloads[key]).digest() != row.digest:
+            raise ViolationError("what_is_spooled_is_what_was_offered", key.hex())
 
 
 def versions_grow_one_by_one(evidence: Evidence) -> None:
@@ -313,6 +323,7 @@ LEDGER_CHECKERS: Final = (
     one_update_counts_for_a_device_and_a_round,
     only_the_invited_count,
     what_is_not_settled_is_in_the_spool,
+    what_is_spooled_is_what_was_offered,
     versions_grow_one_by_one,
     the_model_is_the_mean_of_what_counted,
     a_committed_round_has_its_quorum,

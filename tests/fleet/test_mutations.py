@@ -1,0 +1,316 @@
+"""Would the nemesis notice? Classic mistakes are made on purpose, and it has to find each."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import pytest
+
+from coordinator import round as rounds
+from coordinator.conductor import Conductor
+from coordinator.service import Coordinator
+from coordinator.signals import Accepted, Committed, Resume, UpdateArrived
+from coordinator.store import Store
+from edge_sdk import session
+from edge_sdk.driver import DeviceDriver
+from edge_sdk.signals import LinkUp, Trained
+from fleet.nemesis import try_seed
+from quantization import FixedPointSum
+from wire import Persist, Publish, Rule, WakeAt, chunks, identity
+from wire.messages import Invite, Receipt, Release, Settled
+
+SEEDS_MAX = 200
+Patch = pytest.MonkeyPatch
+
+
+def change_row(patch: Patch, module: Any, phase: Any, event: type, action: Any) -> None:
+    """Exchange one action of a machine's table."""
+    rows = dict(module.TABLE[phase])
+    rows[event] = Rule(action, rows[event].to)
+    patch.setattr(module, "TABLE", MappingProxyType({**module.TABLE, phase: rows}))
+
+
+def receipt_before_commit(patch: Patch) -> None:
+    right = rounds._arrived
+
+    def wrong(state: Any, event: Any, now_s: float) -> Any:
+        after, effects = right(state, event, now_s)
+        return after, tuple(sorted(effects, key=lambda e: not isinstance(e, Publish)))
+
+    for phase in (rounds.Phase.INVITING, rounds.Phase.COLLECTING):
+        change_row(patch, rounds, phase, UpdateArrived, wrong)
+
+
+def settlement_before_the_transaction(patch: Patch) -> None:
+    right = Conductor._commit
+
+    def wrong(self: Any, effect: Any, now_s: float) -> Any:
+        for update_id in effect.accepted:
+            message = Settled(update_id, counted=True, reason="counted")
+            self._publish(message, self.round.owners[update_id])
+        return right(self, effect, now_s)
+
+    patch.setattr(Conductor, "_commit", wrong)
+
+
+def duplicate_counted(patch: Patch) -> None:
+    right = FixedPointSum.add
+
+    def wrong(self: Any, payload: bytes, weight: int) -> None:
+        right(self, payload, weight)
+        if self.count < self.updates_max:
+            right(self, payload, weight)
+
+    patch.setattr(FixedPointSum, "add", wrong)
+
+
+def weight_forgotten(patch: Patch) -> None:
+    right = FixedPointSum.add
+    seen = iter(range(10**9))
+    patch.setattr(
+        FixedPointSum,
+        "add",
+        lambda self, payload, weight: right(self, payload, 1 + next(seen) % weight),
+    )
+
+
+def stale_round_accepted(patch: Patch) -> None:
+    patch.setattr(Coordinator, "_is_late", lambda *_: False)
+    patch.setattr(Coordinator, "_why_not", lambda *_: None)
+    right = Coordinator._describe
+
+    def wrong(self: Any, device: str, message: Any, now_s: float) -> Any:
+        stored = right(self, device, message, now_s)
+        opened = self.rounds.round.opened
+        number = stored.round if opened is None else opened.round
+        return msgspec.structs.replace(stored, round=number)
+
+    patch.setattr(Coordinator, "_describe", wrong)
+
+
+def settled_twice(patch: Patch) -> None:
+    right = Store.open_round
+
+    def wrong(self: Any, opened: Any) -> None:
+        right(self, opened)
+        self._db.execute(
+            "UPDATE updates SET counted = 0, reason = 'again' WHERE round = ?", (opened.round - 1,)
+        )
+
+    patch.setattr(Store, "open_round", wrong)
+
+
+def counted_after_a_restart_but_not_summed(patch: Patch) -> None:
+    right = Conductor._validate
+
+    def wrong(self: Any, effect: Any) -> Any:
+        if effect.update_id in self._payloads:
+            return right(self, effect)
+        self._sum.total_weight += effect.weight
+        return Accepted(effect.update_id)
+
+    patch.setattr(Conductor, "_validate", wrong)
+
+
+def spool_emptied_too_early(patch: Patch) -> None:
+    right = Store.store_update
+
+    def wrong(self: Any, update: Any, payload: bytes) -> None:
+        right(self, update, payload)
+        self._db.execute("DELETE FROM spool WHERE update_id = ?", (update.update_id,))
+
+    patch.setattr(Store, "store_update", wrong)
+
+
+def quorum_ignored(patch: Patch) -> None:
+    right = rounds._woke
+
+    def wrong(state: Any, event: Any, now_s: float) -> Any:
+        opened = state.opened
+        lax = replace(state, opened=msgspec.structs.replace(opened, needed=1))
+        after, effects = right(lax, event, now_s)
+        return replace(after, opened=opened), effects
+
+    for phase in (rounds.Phase.INVITING, rounds.Phase.COLLECTING):
+        for event in list(rounds.TABLE[phase]):
+            if event.__name__ == "Woke":
+                change_row(patch, rounds, phase, event, wrong)
+
+
+def deadline_forgotten_after_a_restart(patch: Patch) -> None:
+    right = rounds._resume
+
+    def wrong(state: Any, event: Resume, now_s: float) -> Any:
+        after, effects = right(state, event, now_s)
+        return after, tuple(e for e in effects if not isinstance(e, WakeAt))
+
+    change_row(patch, rounds, rounds.Phase.PLANNED, Resume, wrong)
+
+
+def timer_lost_on_reconnect(patch: Patch) -> None:
+    right = session._link_up_offer
+
+    def wrong(state: Any, event: LinkUp, now_s: float) -> Any:
+        after, effects = right(state, event, now_s)
+        return after, tuple(e for e in effects if not isinstance(e, WakeAt))
+
+    for phase in (session.Phase.SEALED, session.Phase.UPLOADING):
+        change_row(patch, session, phase, LinkUp, wrong)
+
+
+def update_forgotten_at_its_receipt(patch: Patch) -> None:
+    right = session._receipt
+
+    def wrong(state: Any, event: Receipt, now_s: float) -> Any:
+        if state.sealed is None or state.sealed.update_id != event.update_id:
+            return right(state, event, now_s)
+        settled = Settled(event.update_id, counted=True, reason="counted")
+        return session._settled(state, settled, now_s)
+
+    rows = dict(session.TABLE[session.Phase.UPLOADING])
+    rows[Receipt] = Rule(wrong, (session.Phase.SETTLED, session.Phase.UPLOADING))
+    table = {**session.TABLE, session.Phase.UPLOADING: rows}
+    patch.setattr(session, "TABLE", MappingProxyType(table))
+
+
+def seal_not_persisted(patch: Patch) -> None:
+    right = session._trained
+
+    def wrong(state: Any, event: Trained, now_s: float) -> Any:
+        after, effects = right(state, event, now_s)
+        return after, tuple(e for e in effects if not isinstance(e, Persist))
+
+    change_row(patch, session, session.Phase.TRAINING, Trained, wrong)
+
+
+def unreleased_model_used(patch: Patch) -> None:
+    right = DeviceDriver._finish_download
+
+    def wrong(self: Any, download: Any, now_s: float) -> None:
+        right(self, download, now_s)
+        self.released = self._model(self.session.held_version)
+
+    patch.setattr(DeviceDriver, "_finish_download", wrong)
+
+
+def chunks_of_another_update_mixed_in(patch: Patch) -> None:
+    stray = [b"another's"]
+
+    def wrong(self: Any) -> bytes:
+        payload = bytes(self._buffer)
+        stray.append(payload)
+        return payload if len(stray) % 5 else stray[-2]
+
+    patch.setattr(chunks.Reassembly, "payload", wrong)
+
+
+def rounds_never_closed_by_the_last_invitee(patch: Patch) -> None:
+    right = rounds._close_if_over
+
+    def wrong(state: Any, now_s: float, *, deadline: bool = False) -> Any:
+        return (state, ()) if deadline else right(state, now_s, deadline=deadline)
+
+    patch.setattr(rounds, "_close_if_over", wrong)
+
+
+def released_before_it_is_on_disk(patch: Patch) -> None:
+    right = Coordinator.release
+
+    def wrong(self: Any, alias: str, version: int, digest: bytes, now_s: float) -> None:
+        for device in sorted(self._devices):
+            self._publish(Release(version, digest, alias), device)
+        self.rounds.timers["never"] = now_s + 1e9
+        if version % 2:
+            right(self, alias, version, digest, now_s)
+
+    patch.setattr(Coordinator, "release", wrong)
+
+
+def invited_without_having_spoken(patch: Patch) -> None:
+    right = rounds._invite
+
+    def wrong(opened: Any, device: str, check_in: int, now_s: float) -> Publish:
+        publish = right(opened, device, check_in + 1, now_s)
+        assert isinstance(publish.message, Invite)
+        return publish
+
+    patch.setattr(rounds, "_invite", wrong)
+
+
+def commit_told_but_not_written(patch: Patch) -> None:
+    right = Store.commit_round
+    turns = iter(range(10**9))
+
+    def wrong(self: Any, record: Any, now_s: float, *, keep: Any) -> None:
+        if next(turns) % 2 == 0:
+            right(self, record, now_s, keep=keep)
+
+    patch.setattr(Store, "commit_round", wrong)
+
+
+def committed_without_settling(patch: Patch) -> None:
+    def wrong(state: Any, _event: Committed, _now_s: float) -> Any:
+        return replace(state, phase=rounds.Phase.COMMITTED), ()
+
+    change_row(patch, rounds, rounds.Phase.CLOSING, Committed, wrong)
+    patch.setattr(Coordinator, "_tell", lambda *_: None)
+
+
+def update_ids_that_are_not_the_rounds(patch: Patch) -> None:
+    patch.setattr(identity, "update_id", lambda *_: b"\x00" * 16)
+    patch.setattr(session, "update_id_of", lambda *_: b"\x00" * 16)
+
+
+MISTAKES: tuple[Callable[[Patch], None], ...] = (
+    receipt_before_commit,
+    settlement_before_the_transaction,
+    duplicate_counted,
+    weight_forgotten,
+    stale_round_accepted,
+    settled_twice,
+    counted_after_a_restart_but_not_summed,
+    spool_emptied_too_early,
+    quorum_ignored,
+    deadline_forgotten_after_a_restart,
+    timer_lost_on_reconnect,
+    update_forgotten_at_its_receipt,
+    seal_not_persisted,
+    unreleased_model_used,
+    chunks_of_another_update_mixed_in,
+    rounds_never_closed_by_the_last_invitee,
+    released_before_it_is_on_disk,
+    invited_without_having_spoken,
+    commit_told_but_not_written,
+    committed_without_settling,
+    update_ids_that_are_not_the_rounds,
+)
+
+
+@pytest.fixture
+def patch() -> Iterator[Patch]:
+    with pytest.MonkeyPatch.context() as context:
+        yield context
+
+
+def found_at(mistake: Callable[[Patch], None], patch: Patch) -> str | None:
+    """The promise that breaks first, or what else gave the mistake away."""
+    mistake(patch)
+    for seed in range(SEEDS_MAX):
+        try:
+            trial = try_seed(seed, "safety")
+        except Exception as error:  # noqa: BLE001 - a mistake may break the machinery itself
+            return f"seed {seed}: {type(error).__name__}: {error}"
+        if trial.violation is not None:
+            return f"seed {seed}: {trial.violation}"
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_the_nemesis_finds_every_classic_mistake(
+    mistake: Callable[[Patch], None], patch: Patch
+) -> None:
+    assert found_at(mistake, patch) is not None
