@@ -15,7 +15,7 @@ FAST := not slow and not live and not browser
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast lint format coverage docs clean
+.PHONY: help setup demo test test-fast lint format coverage soak docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ format: setup ## let ruff put files in shape
 coverage: setup ## which lines and branches the tests reach, the slow ones included
 	@$(BIN)/coverage run -m pytest -m "not browser" $(ARGS)
 	@$(BIN)/coverage report
+
+soak: setup ## play the nemesis: 10,000 seeds in both modes (ARGS="--minutes 30")
+	@PYTHONPATH=. $(BIN)/python scripts/soak.py $(ARGS)
 
 docs: setup ## draw what is drawn from code: the machines, the wire's test vectors
 	@PYTHONPATH=. $(BIN)/python scripts/draw_machines.py

@@ -164,8 +164,7 @@ def _close_if_over(state: RoundState, now_s: float, *, deadline: bool = False) -
             CancelWake(DEADLINE),
             Commit(opened.round, opened.base_version, state.accepted),
         )
-    if full or not (deadline or nobody_left):
-        return state, ()
+    # A full cohort always has its quorum, so it is the deadline or the last invitee that ends this.
     return _abandon(state, now_s, "deadline_passed" if deadline else "nobody_left")
 
 

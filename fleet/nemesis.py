@@ -23,6 +23,7 @@ from fleet.world import World
 from wire import settings
 
 Mode = Literal["safety", "liveness"]
+MODES: Final[tuple[Mode, ...]] = ("safety", "liveness")
 Kind = Literal[
     "crash",
     "power_loss",
@@ -263,6 +264,7 @@ def try_seed(
     devices: int = 20,
     rounds: int = 5,
     events: Sequence[Event] | None = None,
+    tell: Callable[[World, str], None] | None = None,
 ) -> Trial:
     """Play one world; never raises for a broken promise, but says which it was.
 
@@ -272,6 +274,7 @@ def try_seed(
         devices: how many.
         rounds: how many.
         events: a schedule instead of the seed's own, to shrink one or to repeat a shrunk one.
+        tell: told of every event before it happens.
     """
     cohort = max(2, devices * 2 // 5)
     core = cohort + 1
@@ -291,6 +294,7 @@ def try_seed(
     )
     witness = Witness(lambda told: VirtualFleet(run, lives_days=False, on_publish=told))
     fleet = witness.fleet
+    fleet.world.tell = tell
     violation = None
     try:
         unleash(fleet, events)

@@ -25,6 +25,7 @@ class World:
         self.now_s = 0.0
         self.events = 0
         self.after_event: Callable[[], None] = lambda: None
+        self.tell: Callable[[World, str], None] | None = None
         # Only `random()` is used: that stream is the same in every version of Python.
         self._chance = random.Random(seed)  # noqa: S311 - a simulation's dice, not a key
         self._heap: list[tuple[float, int, str, Callable[[], None]]] = []
@@ -56,6 +57,8 @@ class World:
             self.now_s = at_s
             self.events += 1
             self._trace.update(f"{at_s:.6f} {name}\n".encode())
+            if self.tell is not None:
+                self.tell(self, name)
             action()
             self.after_event()
             if over():

@@ -535,3 +535,8 @@ def test_the_same_updates_in_any_order_are_the_same_accepted_tuple(
     while ledger.to_validate:
         ledger.validate(chance.randrange(8))
     assert ledger.commit == Commit(7, 6, tuple(sorted(uid(n) for n in range(count))))
+
+
+def test_a_round_that_was_never_opened_is_a_bug_and_says_so() -> None:
+    with pytest.raises(LocalProtocolError, match="not been opened"):
+        rounds.advance(RoundState(phase=Phase.COLLECTING), Woke(DEADLINE), 0.0)
