@@ -2,13 +2,14 @@
 
 A fault file is TOML with one `[[fault]]` table for each; `docs/how-to/faults.md` has a line on each
 key. A fault strikes a device the first time that it trains in `round` or later; `garbage` strikes
-every time.
+every time. `[[event]]` tables break anything at a given time: in virtual time alone, where there
+is one.
 """
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -16,6 +17,26 @@ from wire import settings
 from wire.errors import PotluckError
 
 Kind = Literal["vanish", "garbage", "flap", "low_battery"]
+
+
+EventKind = Literal[
+    "crash",
+    "power_loss",
+    "crash_at_effect",
+    "disk_full",
+    "link_break",
+    "partition",
+    "partition_up",
+    "partition_down",
+    "clog",
+    "broker_kill",
+    "weather",
+    "clock_step",
+    "gate_close",
+    "vanish",
+]
+
+GATEWAY: Final = -1
 
 
 class FaultError(PotluckError):
@@ -38,17 +59,34 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     for_s: Annotated[float, Meta(gt=0.0, le=86_400.0)] = 1.0
 
 
+class Event(Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing that goes wrong.
+
+    `device` is a device's number, or -1 for the gateway (and the broker beside it). `for_s` is how
+    long it lasts; `amount` is the number of effects before `crash_at_effect`, the seconds of a
+    `clock_step`, how many times slower a `clog` is, and the probability of `weather`.
+    """
+
+    kind: EventKind
+    at_s: Annotated[float, Meta(ge=0.0, le=31_536_000.0)]
+    device: Annotated[int, Meta(ge=-1)] = GATEWAY
+    for_s: Annotated[float, Meta(gt=0.0, le=31_536_000.0)] = 30.0
+    amount: float = 1.0
+
+
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
     fault: tuple[Fault, ...] = ()
+    event: tuple[Event, ...] = ()
 
 
-def load_faults(path: Path) -> tuple[Fault, ...]:
-    """Read a fault file.
+def load_faults(path: Path) -> tuple[tuple[Fault, ...], tuple[Event, ...]]:
+    """Read a fault file: what befalls devices by round, and what befalls anybody by time.
 
     Raises:
         settings.SettingsError: one line with file, line, key and what is known instead.
     """
-    return settings.convert(_File, settings.load(path), path).fault
+    file = settings.convert(_File, settings.load(path), path)
+    return file.fault, file.event
 
 
 def assign(faults: Sequence[Fault], count: int, seed: int) -> dict[int, Fault]:

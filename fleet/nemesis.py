@@ -6,47 +6,27 @@ healthy, everything else breaks and stays broken; rounds must still end by their
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from coordinator.config import Federation, FederationConfig, Fleet, Rounds
 from fleet.checkers import FINAL_CHECKERS, ViolationError, Witness, every_round_was_closed
 from fleet.crypto import StubCrypto
-from fleet.hosts import Host
+from fleet.deeds import unleash
+from fleet.faults import GATEWAY, Event, EventKind
 from fleet.network import Weather
 from fleet.record import FleetRun
 from fleet.toy import ToyTask
 from fleet.virtual import VirtualFleet
 from fleet.world import World
-from wire import settings
 
 Mode = Literal["safety", "liveness"]
 MODES: Final[tuple[Mode, ...]] = ("safety", "liveness")
-Kind = Literal[
-    "crash",
-    "power_loss",
-    "crash_at_effect",
-    "disk_full",
-    "link_break",
-    "partition",
-    "partition_up",
-    "partition_down",
-    "clog",
-    "broker_kill",
-    "weather",
-    "clock_step",
-    "gate_close",
-    "vanish",
-]
-
 FAULTS_UNTIL_S: Final = 150.0
 CALM_S: Final = 4 * 3_600.0
-COORDINATOR: Final = -1
-_BROKER_DOWN_S_MAX: Final = 30.0
 _YEAR_S: Final = 365.25 * 86_400.0
-_DEVICE_KINDS: Final[tuple[Kind, ...]] = (
+_DEVICE_KINDS: Final[tuple[EventKind, ...]] = (
     "crash",
     "power_loss",
     "crash_at_effect",
@@ -60,7 +40,7 @@ _DEVICE_KINDS: Final[tuple[Kind, ...]] = (
     "clog",
     "gate_close",
 )
-_GATEWAY_KINDS: Final[tuple[Kind, ...]] = (
+_GATEWAY_KINDS: Final[tuple[EventKind, ...]] = (
     "crash",
     "crash_at_effect",
     "crash_at_effect",
@@ -71,34 +51,6 @@ _GATEWAY_KINDS: Final[tuple[Kind, ...]] = (
     "weather",
     "clock_step",
 )
-
-
-class Event(Struct, frozen=True, forbid_unknown_fields=True):
-    """One thing that goes wrong.
-
-    `device` is a device's number, or -1 for the gateway (and the broker beside it). `for_s` is how
-    long it lasts; `amount` is the number of effects before `crash_at_effect`, the seconds of a
-    `clock_step`, how many times slower a `clog` is, and the probability of `weather`.
-    """
-
-    kind: Kind
-    at_s: Annotated[float, Meta(ge=0.0, le=31_536_000.0)]
-    device: Annotated[int, Meta(ge=-1)] = COORDINATOR
-    for_s: Annotated[float, Meta(gt=0.0, le=31_536_000.0)] = 30.0
-    amount: float = 1.0
-
-
-class _File(Struct, frozen=True, forbid_unknown_fields=True):
-    event: tuple[Event, ...] = ()
-
-
-def load_events(path: Path) -> tuple[Event, ...]:
-    """Read a schedule.
-
-    Raises:
-        settings.SettingsError: one line with file, line, key and what is known instead.
-    """
-    return settings.convert(_File, settings.load(path), path).event
 
 
 def schedule(seed: int, mode: Mode, devices: int, core: int) -> tuple[Event, ...]:
@@ -122,7 +74,7 @@ def schedule(seed: int, mode: Mode, devices: int, core: int) -> tuple[Event, ...
             Event(
                 kind=kind,
                 at_s=round(chance.uniform(0.0, FAULTS_UNTIL_S), 3),
-                device=COORDINATOR if gateway else chance.below(devices),
+                device=GATEWAY if gateway else chance.below(devices),
                 for_s=round(chance.uniform(0.5, 200.0), 3),
                 amount=_amount(kind, chance),
             )
@@ -130,7 +82,7 @@ def schedule(seed: int, mode: Mode, devices: int, core: int) -> tuple[Event, ...
     return tuple(events)
 
 
-def _amount(kind: Kind, chance: World) -> float:
+def _amount(kind: EventKind, chance: World) -> float:
     if kind == "crash_at_effect":
         return float(1 + chance.below(40))
     if kind == "clock_step":
@@ -141,7 +93,7 @@ def _amount(kind: Kind, chance: World) -> float:
 
 
 def _broken_for_ever(chance: World, device: int) -> Event:
-    kinds: tuple[Kind, ...] = (
+    kinds: tuple[EventKind, ...] = (
         "vanish",
         "partition",
         "partition_up",
@@ -154,86 +106,6 @@ def _broken_for_ever(chance: World, device: int) -> Event:
         device=device,
         for_s=31_536_000.0,
     )
-
-
-def unleash(fleet: VirtualFleet, events: Sequence[Event]) -> None:
-    """Plan every event of a schedule in a fleet's world."""
-    for event in events:
-        deed = _Deed(fleet, event)
-        name = f"nemesis {event.kind} {event.device}"
-        fleet.world.after(event.at_s - fleet.world.now_s, name, getattr(deed, event.kind))
-
-
-class _Deed:
-    """What an event does, by the name of its kind."""
-
-    def __init__(self, fleet: VirtualFleet, event: Event) -> None:
-        self._fleet = fleet
-        self._event = event
-        gateway = event.device == COORDINATOR
-        self._host: Host = fleet.gateway if gateway else fleet.hosts[event.device]
-        self._link = fleet.gateway.link if gateway else fleet.devices[event.device].link
-
-    def _afterwards(self, name: str, action: Callable[[], None]) -> None:
-        self._fleet.world.after(self._event.for_s, f"{name} {self._host.name}", action)
-
-    def crash(self) -> None:
-        self._host.crash(down_s=self._event.for_s)
-
-    def power_loss(self) -> None:
-        self._host.crash(down_s=self._event.for_s, silent=True)
-
-    def crash_at_effect(self) -> None:
-        fuse = self._host.fuse
-        fuse.blows_at = fuse.effects + int(self._event.amount)
-
-    def disk_full(self) -> None:
-        self._host.fuse.full = True
-        self._afterwards("space", self._space)
-
-    def _space(self) -> None:
-        self._host.fuse.full = False
-
-    def link_break(self) -> None:
-        self._link.broken("nemesis")
-
-    def partition(self) -> None:
-        self._link.freeze(out=True, into=True, for_s=self._event.for_s)
-
-    def partition_up(self) -> None:
-        self._link.freeze(out=True, into=False, for_s=self._event.for_s)
-
-    def partition_down(self) -> None:
-        self._link.freeze(out=False, into=True, for_s=self._event.for_s)
-
-    def clog(self) -> None:
-        self._link.slowed = max(self._event.amount, 1.0)
-        self._afterwards("unclog", self._unclog)
-
-    def _unclog(self) -> None:
-        self._link.slowed = 1.0
-
-    def broker_kill(self) -> None:
-        self._fleet.network.kill_broker(min(self._event.for_s, _BROKER_DOWN_S_MAX))
-
-    def weather(self) -> None:
-        share = min(self._event.amount, 1.0)
-        self._fleet.network.weather = Weather(lost=share / 2, doubled=share, delayed=share)
-        self._afterwards("clear", self._clear)
-
-    def _clear(self) -> None:
-        self._fleet.network.weather = Weather()
-
-    def clock_step(self) -> None:
-        self._fleet.gateway.step_clock(self._event.amount)
-
-    def gate_close(self) -> None:
-        if self._event.device != COORDINATOR:
-            self._fleet.hosts[self._event.device].close_gate(self._event.for_s)
-
-    def vanish(self) -> None:
-        self._host.gone = True
-        self._host.crash(silent=True)
 
 
 # -- one seed --------------------------------------------------------------------------------------

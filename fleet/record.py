@@ -19,7 +19,7 @@ from coordinator.evaluation import pooled_metrics
 from coordinator.signals import RoundOpened
 from coordinator.store import Store
 from fleet.emulated import EmulatedDevice
-from fleet.faults import Fault, describe
+from fleet.faults import Event, Fault, describe
 from insight import DeviceRecord, RoundRecord, RunRecord, Totals
 from quantization import resolve_downlink, resolve_uplink
 from wire import Crypto, Manifest, PotluckError, Report
@@ -42,7 +42,8 @@ class FleetRun:
         count: devices.
         seed: of keys, lots, data splits and faults.
         crypto: `Ed25519()` or `StubCrypto()`.
-        faults: what goes wrong on purpose.
+        faults: what goes wrong on purpose, by round.
+        events: what goes wrong on purpose, by time; in virtual time alone.
         broker: a URL; None takes the file's, and "embedded" starts one.
         state_dir: where the coordinator's state stays; None is a temporary directory.
         observe: told every `Report` of the coordinator.
@@ -55,6 +56,7 @@ class FleetRun:
     seed: int
     crypto: Crypto
     faults: Sequence[Fault] = ()
+    events: Sequence[Event] = ()
     broker: str | None = None
     state_dir: Path | None = None
     observe: Callable[[Report], None] = lambda _report: None

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from fleet.nemesis import MODES, Event, try_seed
+from fleet.faults import Event
+from fleet.nemesis import MODES, try_seed
 from fleet.world import World
 
 

@@ -33,6 +33,8 @@ def run_live(run: FleetRun, *, stop: Callable[[], bool] = lambda: False) -> RunR
         FleetError: too few devices for the file's quorum, or all of them are gone.
         PotluckError: whatever the coordinator, the broker or the task could not do.
     """
+    if run.events:
+        raise FleetError("[[event]] tables are for virtual time: use --wire virtual")
     if run.count < run.config.rounds.needed:
         raise FleetError(
             f"{run.count} devices cannot make a quorum of {run.config.rounds.needed}"

@@ -11,6 +11,7 @@ from typing import Final
 
 from coordinator import Coordinator
 from edge_sdk import Policy
+from fleet.deeds import unleash
 from fleet.devices import device_seed, enrolments, make_devices, profiles
 from fleet.faults import assign
 from fleet.hosts import CoordinatorHost, DeviceHost, VirtualDevice
@@ -140,6 +141,7 @@ def run_virtual(run: FleetRun, *, stop: Callable[[], bool] = lambda: False) -> R
     started_s = time.monotonic()
     fleet = VirtualFleet(run)
     try:
+        unleash(fleet, run.events)
         fleet.start()
         _until_over(fleet, stop)
         fleet.coordinator.stop()

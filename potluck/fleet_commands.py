@@ -111,13 +111,15 @@ def run_fleet(arguments: argparse.Namespace) -> int:
     if arguments.rounds is not None:
         rounds = msgspec.structs.replace(config.rounds, count=arguments.rounds)
         config = msgspec.structs.replace(config, rounds=rounds)
+    faults, events = ((), ()) if arguments.faults is None else load_faults(arguments.faults)
     run = FleetRun(
         config=config,
         task=load_task(config.federation.task, beside=arguments.federation.parent),
         count=arguments.devices or config.rounds.to_invite,
         seed=arguments.seed,
         crypto=Ed25519() if arguments.crypto == "real" else StubCrypto(),
-        faults=() if arguments.faults is None else load_faults(arguments.faults),
+        faults=faults,
+        events=events,
         broker=arguments.broker,
         state_dir=arguments.state_dir,
     )

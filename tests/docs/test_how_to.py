@@ -32,7 +32,7 @@ from edge_sdk import Conditions, Device, DeviceInfo, DeviceStatus, Model, Policy
 from edge_sdk.signals import Train, Trained
 from edge_sdk.work import TrainingWork
 from fleet import load_faults
-from fleet.faults import Fault, Kind, assign
+from fleet.faults import Event, EventKind, Fault, Kind, assign
 from fleet.toy import ToyTask
 from insight import DeviceRecord, RoundRecord, RunRecord, Totals
 from potluck.__main__ import build_parser, main
@@ -215,11 +215,19 @@ def test_every_kind_of_fault_is_there_and_no_other() -> None:
 
 def test_the_fault_file_loads_and_shows_every_kind(tmp_path: Path) -> None:
     path = tmp_path / "faults.toml"
-    (text,) = blocks(FAULTS, "toml")
-    path.write_text(text)
-    faults = load_faults(path)
+    path.write_text("\n".join(blocks(FAULTS, "toml")))
+    faults, events = load_faults(path)
     assert {fault.kind for fault in faults} == set(typing.get_args(Kind))
     assert assign(faults, 12, seed=0)
+    assert len(events) == 2
+
+
+def test_every_key_and_kind_of_an_event_is_there_and_no_other() -> None:
+    about = section(FAULTS, "## By time: `[[event]]`")
+    keys = [field.name for field in msgspec.structs.fields(Event)]
+    kinds = list(typing.get_args(EventKind))
+    stated = [name.strip("` ") for row in rows(about) for name in row[0].split(",")]
+    assert sorted(stated) == sorted([*keys, *kinds])
 
 
 # -- the command line ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet import Fault, FaultError, load_faults
-from fleet.faults import assign, describe
+from fleet.faults import Event, assign, describe
 from wire.settings import SettingsError
 
 FILE = """
@@ -18,16 +18,27 @@ round = 2
 kind = "flap"
 devices = [0, 4]
 for_s = 2.5
+
+[[event]]
+kind = "broker_kill"
+at_s = 60.0
+
+[[event]]
+kind = "clog"
+at_s = 5
+device = 2
 """
 
 
 def test_a_file_is_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "faults.toml"
     path.write_text(FILE)
-    assert load_faults(path) == (
+    faults, events = load_faults(path)
+    assert faults == (
         Fault(kind="vanish", devices=3, round=2),
         Fault(kind="flap", devices=(0, 4), for_s=2.5),
     )
+    assert events == (Event(kind="broker_kill", at_s=60.0), Event("clog", 5.0, device=2))
 
 
 @pytest.mark.parametrize(
@@ -36,6 +47,8 @@ def test_a_file_is_read_as_written(tmp_path: Path) -> None:
         ('[[fault]]\nkind = "vanishes"\n', "vanish"),
         ('[[fault]]\nkind = "flap"\nroud = 1\n', "round"),
         ('[[fault]]\nkind = "flap"\ndevices = 0\n', "devices"),
+        ('[[event]]\nkind = "clock_stop"\nat_s = 1.0\n', "clock_step"),
+        ('[[event]]\nkind = "crash"\n', "at_s"),
         ('[[faults]]\nkind = "flap"\n', "fault"),
     ],
 )
