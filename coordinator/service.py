@@ -9,8 +9,6 @@ Whatever the network sends is either handled or counted: a `RemoteProtocolError`
 on. Counts reach the store in batches, because a flood must not become a flood of transactions.
 """
 
-import hashlib
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -18,6 +16,7 @@ import msgspec
 
 from coordinator.conductor import Conductor
 from coordinator.config import FederationConfig
+from coordinator.downloads import Downloads
 from coordinator.enrolment import Enrolment
 from coordinator.evaluation import Evaluator
 from coordinator.identity import Identity
@@ -35,16 +34,13 @@ from wire import (
     chunk_bytes_for,
     frames,
     identity,
-    limits,
     topics,
 )
-from wire.chunks import chunk_count, missing, split
 from wire.errors import (
     DuplicateError,
     NotInvitedError,
     SchemaMismatchError,
     StaleRoundError,
-    TooLargeError,
 )
 from wire.link import publish_packet_bytes
 from wire.messages import (
@@ -58,7 +54,6 @@ from wire.messages import (
     Gone,
     Leave,
     Message,
-    ModelOffer,
     Receipt,
     Refused,
     Release,
@@ -77,10 +72,6 @@ STABLE: Final = "stable"
 # What an update is settled with that came when its round had all it needed.
 ROUND_CLOSED: Final = "round_closed"
 _ROUNDS_TOLD_AGAIN: Final = 2
-# A device that asks for models, or for one of them, more often than this in that time has to wait.
-_FETCHES_MAX: Final = 32
-_FETCHES_OF_ONE_MAX: Final = 4
-_FETCHES_S: Final = 4.0
 _BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
 
@@ -159,8 +150,8 @@ class Coordinator:
         self._inbox = Inbox(self.models.payload_bytes_max)
         self._incidents: dict[tuple[str, str], tuple[int, str]] = {}
         self._logged: set[tuple[str, str]] = set()
-        self._chunk_bytes = self.rounds.chunk_bytes_max
-        self._served: dict[str, deque[tuple[float, int]]] = {}
+        self._downloads = Downloads(self.models, store, self._publish)
+        self._downloads.chunk_bytes_max = self.rounds.chunk_bytes_max
 
     # -- what whoever runs it calls ----------------------------------------------------------
 
@@ -211,7 +202,8 @@ class Coordinator:
 
     def on_link_up(self, packet_bytes_max: int, now_s: float) -> None:
         """The broker is there, and takes packets of this size."""
-        self._chunk_bytes = self.rounds.chunk_bytes_max = chunk_bytes_for(packet_bytes_max)
+        chunk_bytes_max = chunk_bytes_for(packet_bytes_max)
+        self.rounds.chunk_bytes_max = self._downloads.chunk_bytes_max = chunk_bytes_max
         self.rounds.link_is_up = True
         self.rounds.plan_soon(now_s)
         self._recall(now_s)
@@ -336,7 +328,7 @@ class Coordinator:
             case Gone():
                 self.leases.end_since(device, message.check_in)
             case FetchRequest():
-                self._fetch(device, message, now_s)
+                self._downloads.serve(device, message, now_s)
             case UpdateOffer():
                 self._offer(device, message, now_s)
             case Chunk():
@@ -385,48 +377,6 @@ class Coordinator:
             self.rounds.plan_soon(now_s)
         elif round_number in (0, current.opened.round) and device in current.waiting_for:
             self.rounds.lose(device, reason, now_s)
-
-    def _asks_too_often(self, device: str, version: int, now_s: float) -> bool:
-        """Whether to leave a request to the device's next try: what is sent waits in our memory."""
-        served = self._served.setdefault(device, deque(maxlen=_FETCHES_MAX))
-        recent = [number for at_s, number in served if now_s - at_s < _FETCHES_S]
-        if len(recent) == _FETCHES_MAX or recent.count(version) >= _FETCHES_OF_ONE_MAX:
-            return True
-        served.append((now_s, version))
-        return False
-
-    def _fetch(self, device: str, message: FetchRequest, now_s: float) -> None:
-        if message.chunk_bytes_max < limits.CHUNK_BYTES_MIN:
-            raise RemoteProtocolError(
-                f"chunks of {message.chunk_bytes_max} bytes, at least {limits.CHUNK_BYTES_MIN}"
-            )
-        if self._asks_too_often(device, message.want_version, now_s):
-            return
-        bundle = self.models.bundle(message.want_version, message.have_version)
-        if bundle is None:
-            detail = f"version {message.want_version} is not kept"
-            self._publish(Refused(FetchRequest.KIND, "unknown_version", detail), device)
-            return
-        row = self.store.model(bundle.version)
-        digest = self.models.digest if row is None else bytes(row["digest"])
-        payload_digest = hashlib.sha256(bundle.payload).digest()
-        offer = ModelOffer(
-            transfer_id=payload_digest[:16],
-            version=bundle.version,
-            from_version=bundle.from_version,
-            payload_bytes=len(bundle.payload),
-            payload_digest=payload_digest,
-            chunk_bytes=min(self._chunk_bytes, message.chunk_bytes_max),
-            model_digest=digest,
-        )
-        self._publish(offer, device)
-        count = chunk_count(len(bundle.payload), offer.chunk_bytes)
-        if count > limits.CHUNKS_PER_TRANSFER_MAX:
-            raise TooLargeError(f"{count} chunks, at most {limits.CHUNKS_PER_TRANSFER_MAX}")
-        held = message.received if message.transfer_id == offer.transfer_id else b""
-        for index in missing(held, count):
-            data = split(bundle.payload, offer.chunk_bytes, index)
-            self._publish(Chunk(offer.transfer_id, index, data), device)
 
     def _offer(self, device: str, message: UpdateOffer, now_s: float) -> None:
         name = self.config.federation.name

@@ -16,57 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
+from coordinator._schema import SCHEMA, SCHEMA_VERSION
 from coordinator.signals import RoundAbandoned, RoundOpened, UpdateSettled, UpdateStored
 from wire.errors import PotluckError, TokenError
-
-SCHEMA_VERSION: Final = 1
-
-_SCHEMA: Final = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
-CREATE TABLE tokens (
-    token_id TEXT PRIMARY KEY, secret BLOB NOT NULL, expires_at REAL NOT NULL, public_key BLOB
-) STRICT;
-CREATE TABLE devices (
-    device TEXT PRIMARY KEY, public_key BLOB NOT NULL, device_class TEXT NOT NULL,
-    enrolled_at REAL NOT NULL, revoked TEXT, last_check_in INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE TABLE models (
-    version INTEGER PRIMARY KEY, round INTEGER NOT NULL, digest BLOB NOT NULL,
-    delta BLOB NOT NULL, created_at REAL NOT NULL
-) STRICT;
-CREATE TABLE tensors (
-    version INTEGER PRIMARY KEY, served BLOB NOT NULL, exact BLOB NOT NULL
-) STRICT;
-CREATE TABLE rounds (
-    round INTEGER PRIMARY KEY, record BLOB NOT NULL, status TEXT NOT NULL DEFAULT 'open',
-    version INTEGER, opened_at REAL NOT NULL, closed_at REAL, reason TEXT,
-    metrics BLOB, traffic BLOB, declined BLOB
-) STRICT;
-CREATE TABLE updates (
-    update_id BLOB PRIMARY KEY, device TEXT NOT NULL, round INTEGER NOT NULL,
-    base_version INTEGER NOT NULL, num_examples INTEGER NOT NULL, weight INTEGER NOT NULL,
-    bytes INTEGER NOT NULL, digest BLOB NOT NULL, metrics BLOB NOT NULL,
-    receipted_at REAL, settled_at REAL, counted INTEGER, reason TEXT
-) STRICT;
-CREATE INDEX updates_by_round ON updates (round, settled_at);
-CREATE TABLE spool (update_id BLOB PRIMARY KEY, payload BLOB NOT NULL) STRICT;
-CREATE TABLE releases (
-    sequence INTEGER PRIMARY KEY, alias TEXT NOT NULL, version INTEGER NOT NULL,
-    digest BLOB NOT NULL, released_at REAL NOT NULL
-) STRICT;
-CREATE TABLE privacy (
-    sequence INTEGER PRIMARY KEY, round INTEGER NOT NULL, epsilon REAL NOT NULL,
-    delta REAL NOT NULL, spent_at REAL NOT NULL
-) STRICT;
-CREATE TABLE incidents (
-    device TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, last_detail TEXT NOT NULL,
-    PRIMARY KEY (device, reason)
-) STRICT;
-"""
 
 
 class StoreError(PotluckError):
@@ -176,7 +132,7 @@ class Store:
             if read_only:
                 raise StoreError(f"{self.path}: no coordinator has run here yet")
             with self._transaction():
-                for statement in _SCHEMA.split(";\n"):
+                for statement in SCHEMA.split(";\n"):
                     if statement.strip():
                         self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from coordinator._schema import SCHEMA_VERSION
 from coordinator.signals import RoundAbandoned, RoundOpened, UpdateSettled, UpdateStored
-from coordinator.store import SCHEMA_VERSION, ModelCommit, Store, StoreError
+from coordinator.store import ModelCommit, Store, StoreError
 from wire import Plan
 from wire.errors import TokenError
 

@@ -1,0 +1,48 @@
+"""The tables of the coordinator's file; `coordinator.store` is the only one that uses them."""
+
+from typing import Final
+
+SCHEMA_VERSION: Final = 1
+
+SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE tokens (
+    token_id TEXT PRIMARY KEY, secret BLOB NOT NULL, expires_at REAL NOT NULL, public_key BLOB
+) STRICT;
+CREATE TABLE devices (
+    device TEXT PRIMARY KEY, public_key BLOB NOT NULL, device_class TEXT NOT NULL,
+    enrolled_at REAL NOT NULL, revoked TEXT, last_check_in INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE models (
+    version INTEGER PRIMARY KEY, round INTEGER NOT NULL, digest BLOB NOT NULL,
+    delta BLOB NOT NULL, created_at REAL NOT NULL
+) STRICT;
+CREATE TABLE tensors (
+    version INTEGER PRIMARY KEY, served BLOB NOT NULL, exact BLOB NOT NULL
+) STRICT;
+CREATE TABLE rounds (
+    round INTEGER PRIMARY KEY, record BLOB NOT NULL, status TEXT NOT NULL DEFAULT 'open',
+    version INTEGER, opened_at REAL NOT NULL, closed_at REAL, reason TEXT,
+    metrics BLOB, traffic BLOB, declined BLOB
+) STRICT;
+CREATE TABLE updates (
+    update_id BLOB PRIMARY KEY, device TEXT NOT NULL, round INTEGER NOT NULL,
+    base_version INTEGER NOT NULL, num_examples INTEGER NOT NULL, weight INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, digest BLOB NOT NULL, metrics BLOB NOT NULL,
+    receipted_at REAL, settled_at REAL, counted INTEGER, reason TEXT
+) STRICT;
+CREATE INDEX updates_by_round ON updates (round, settled_at);
+CREATE TABLE spool (update_id BLOB PRIMARY KEY, payload BLOB NOT NULL) STRICT;
+CREATE TABLE releases (
+    sequence INTEGER PRIMARY KEY, alias TEXT NOT NULL, version INTEGER NOT NULL,
+    digest BLOB NOT NULL, released_at REAL NOT NULL
+) STRICT;
+CREATE TABLE privacy (
+    sequence INTEGER PRIMARY KEY, round INTEGER NOT NULL, epsilon REAL NOT NULL,
+    delta REAL NOT NULL, spent_at REAL NOT NULL
+) STRICT;
+CREATE TABLE incidents (
+    device TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, last_detail TEXT NOT NULL,
+    PRIMARY KEY (device, reason)
+) STRICT;
+"""
