@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-SECONDS_MAX = 0.15
+SECONDS_MAX = 0.15  # of the processor, which others who use this machine change little
 BYTES_MAX = 25 * 2**20
 EXTRAS = ("rich", "jinja2", "iotcore", "sklearn", "torch", "tensorflow", "ai_edge_litert")
 LATER = ("sqlite3", "cryptography", "tomllib", "paho", "ssl")
@@ -17,9 +17,9 @@ SCRIPT = """
 import json, sys, time
 import numpy, psutil
 before = psutil.Process().memory_info().rss
-started = time.perf_counter()
+started = time.process_time()
 import edge_sdk
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 grown = psutil.Process().memory_info().rss - before
 print(json.dumps({"seconds": seconds, "bytes": grown, "modules": sorted(sys.modules)}))
 """
@@ -40,5 +40,4 @@ def test_importing_the_sdk_is_cheap_and_loads_no_extra() -> None:
     assert not loaded & set(LATER), "loaded before it is used"
     assert not loaded & {"coordinator", "fleet", "insight", "potluck", "pilots"}
     assert statistics.median(run["bytes"] for run in runs) <= BYTES_MAX
-    # The smallest of several: others may be using this machine.
     assert min(run["seconds"] for run in runs) <= SECONDS_MAX
