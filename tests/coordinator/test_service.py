@@ -11,9 +11,10 @@ import zstandard
 from coordinator.config import Rounds
 from edge_sdk import EvalResult
 from edge_sdk.session import Phase
+from fleet.toy import ToyTask
 from quantization import encode
 from quantization.payload import HEADER_BYTES
-from tests.support.loopback import Loopback, ToyTask
+from tests.support.loopback import Loopback
 from wire import BadSignatureError, Manifest, chunk_count, frames, update_id
 from wire.messages import Chunk, FetchRequest, Leave, UpdateOffer
 

@@ -24,7 +24,7 @@ from edge_sdk import (
     read_status,
 )
 from edge_sdk.journal import SqliteJournal
-from tests.support.loopback import ToyTask
+from fleet.toy import ToyTask
 from tests.support.processes import until
 from wire import Ed25519, Report, SystemSecrets
 from wire.lock import AlreadyRunningError

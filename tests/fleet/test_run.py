@@ -8,8 +8,8 @@ from coordinator import STORE_FILE
 from coordinator.config import Federation, FederationConfig, Fleet, Rounds
 from coordinator.store import Store
 from fleet import Fault, FleetError, FleetRun, StubCrypto, run_live
+from fleet.toy import ToyTask
 from insight import RoundRecord, RunRecord
-from tests.support.loopback import ToyTask
 from wire import Crypto, Ed25519
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]

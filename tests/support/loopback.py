@@ -5,37 +5,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coordinator import STORE_FILE, Coordinator, FederationConfig, Store, init_state, load_identity
 from coordinator.config import Federation, Rounds
-from edge_sdk import DeviceDriver, DeviceInfo, NumpyTrainer, Trainer
+from edge_sdk import DeviceDriver, DeviceInfo
 from edge_sdk.journal import Enrolment, MemoryJournal
 from edge_sdk.models import MemoryShelf
 from edge_sdk.signals import GateOpened
 from edge_sdk.work import TrainingWork
 from fleet import SeededSecrets, StubCrypto
+from fleet.toy import ToyTask
 from wire import Manifest, Message, Report, Signer, frames
 from wire.limits import PACKET_BYTES_MAX_DEFAULT
 from wire.topics import Address, parse
 
 Packet = tuple[str, bytes]
 Tamper = Callable[[str, bytes], Sequence[bytes]]
-
-
-class ToyTask:
-    """Which of two numbers is larger: 8 features, a perceptron of 8-6-2."""
-
-    def model(self) -> Manifest:
-        """68 parameters."""
-        return NumpyTrainer.manifest(8, 6, 2, seed=3)
-
-    def trainer(self, device: DeviceInfo) -> Trainer:
-        """Forty examples a device, sixteen of them held out."""
-        chance = np.random.default_rng(device.seed)
-        x = chance.standard_normal((40, 8)).astype(np.float32)
-        y = (x[:, 0] > x[:, 1]).astype(np.int64)
-        return NumpyTrainer(x[:24], y[:24], holdout=(x[24:], y[24:]), seed=device.seed)
 
 
 def faithful(_topic: str, data: bytes) -> Sequence[bytes]:
