@@ -116,7 +116,7 @@ class Models:
 
     def whole(self, served: Tensors) -> Tensors:
         """All tensors, those that do not travel as the task made them, in the manifest's order."""
-        return {name: served.get(name, first) for name, first in self.manifest.tensors.items()}
+        return self.manifest.complete(served)
 
     def sum(self, *, weight_cap: int, updates_max: int) -> FixedPointSum:
         """A fresh accumulator for one round."""

@@ -459,6 +459,10 @@ class Store:
         """Every round, in order."""
         return self._db.execute("SELECT * FROM rounds ORDER BY round").fetchall()
 
+    def round(self, round_number: int) -> sqlite3.Row | None:
+        """One round, or None when there has been none of that number."""
+        return self._one("SELECT * FROM rounds WHERE round = ?", (round_number,))
+
     def last_round(self) -> int:
         """The number of the latest round, 0 before the first."""
         row = self._one("SELECT COALESCE(MAX(round), 0) AS last FROM rounds")

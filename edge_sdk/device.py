@@ -299,11 +299,7 @@ class Device:
             version = read_status(self.state_dir).model_version
         shelf = FileShelf(self.state_dir / _MODELS, manifest.schema)
         shared = shelf.load(version) if version else None
-        own = shelf.personal()
-        tensors = {
-            name: (shared or {}).get(name, own.get(name, first))
-            for name, first in manifest.tensors.items()
-        }
+        tensors = manifest.complete(shared or {}, shelf.personal())
         path = shelf.path(version) if shared else None
         return Model(version if shared else 0, read_only(tensors), path, manifest.artefact)
 

@@ -318,11 +318,8 @@ class DeviceDriver:
 
     def _model(self, version: int) -> Model:
         """A version with all its tensors, the personal ones as trained here."""
-        shared, personal = self._load(version) or self._first, self._shelf.personal()
-        tensors = {
-            name: shared.get(name, personal.get(name, first))
-            for name, first in self.manifest.tensors.items()
-        }
+        shared = self._load(version) or self._first
+        tensors = self.manifest.complete(shared, self._shelf.personal())
         path = self._shelf.path(version)
         return Model(version, read_only(tensors), path, self.manifest.artefact)
 

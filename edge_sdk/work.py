@@ -97,10 +97,8 @@ class TrainingWork:
 
     def _model(self) -> Model:
         """Fresh arrays each time: what user code does to them stays with it."""
-        tensors = {
-            name: self.base.get(name, self.personal.get(name, first)).copy()
-            for name, first in self.manifest.tensors.items()
-        }
+        whole = self.manifest.complete(self.base, self.personal)
+        tensors = {name: array.copy() for name, array in whole.items()}
         return Model(self.order.base_version, tensors, artefact=self.manifest.artefact)
 
     def _delta(self, result: TrainResult) -> Tensors:

@@ -187,11 +187,7 @@ class EmulatedDevice(Generic[LinkT]):
 
         Its own part of the model is as it has been trained here.
         """
-        own = self._shelf.personal()
-        tensors = {
-            name: shared.get(name, own.get(name, first))
-            for name, first in self._manifest.tensors.items()
-        }
+        tensors = self._manifest.complete(shared, self._shelf.personal())
         model = Model(version, tensors, artefact=self._manifest.artefact)
         result = self._task.trainer(self.info).evaluate(model, Plan(), stop=lambda: False)
         if not result.num_examples:

@@ -8,6 +8,7 @@ again from there.
 import functools
 import sqlite3
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +40,7 @@ _MBIT_BYTES: Final = 125_000.0
 _DEVICE_DELAY_S: Final = (0.01, 0.08)
 
 
-class Host:
+class Host(ABC):
     """A process that may be up or down.
 
     Args:
@@ -60,21 +61,21 @@ class Host:
 
     # -- what a kind of host adds ------------------------------------------------------------
 
+    @abstractmethod
     def boot(self) -> None:
         """Start from what is on disk."""
-        raise NotImplementedError(self.name)
 
+    @abstractmethod
     def end_link(self, *, silent: bool) -> None:
         """The process is gone, and its connection with it."""
-        raise NotImplementedError(self.name)
 
+    @abstractmethod
     def next_wake_s(self) -> float | None:
         """When a timer is due, in the world's time."""
-        raise NotImplementedError(self.name)
 
+    @abstractmethod
     def wake(self) -> None:
         """Run the timers that are due."""
-        raise NotImplementedError(self.name)
 
     # -- life and death ----------------------------------------------------------------------
 

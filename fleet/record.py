@@ -6,7 +6,7 @@ Bytes are those of the devices' own links, so that retries and what the broker l
 import hashlib
 import resource
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import msgspec
 from coordinator import Coordinator, FederationConfig
 from coordinator.evaluation import pooled_metrics
 from coordinator.signals import RoundOpened
-from coordinator.store import Store
+from coordinator.store import Store, UpdateRow
 from fleet.emulated import EmulatedDevice
 from fleet.faults import Event, Fault, describe
 from insight import DeviceRecord, RoundRecord, RunRecord, Totals
@@ -128,7 +128,7 @@ class Course:
                 accepted_ids_digest=hashlib.sha256(b"".join(counted)).hexdigest(),
                 trace_digest=trace_digest,
             ),
-            devices=tuple(_device_record(store, device) for device in devices),
+            devices=_device_records(store, devices),
             faults=describe(run.faults),
         )
 
@@ -151,7 +151,8 @@ class Course:
         last = coordinator.store.last_round()
         if getattr(self._run.task, "test", None) is not None or not last:
             return
-        if coordinator.store.rounds()[last - 1]["status"] != "committed":
+        row = coordinator.store.round(last)
+        if row is None or row["status"] != "committed":
             return
         models = coordinator.models
         measured = [d.evaluate(models.version, models.served) for d in self._devices]
@@ -160,7 +161,9 @@ class Course:
 
 def round_record(store: Store, number: int, before: _Mark, after: _Mark) -> RoundRecord:
     """One round, from the ledger and from what devices had spent before and after it."""
-    row = store.rounds()[number - 1]
+    row = store.round(number)
+    if row is None:
+        raise FleetError(f"the store has lost round {number}")
     opened = msgspec.msgpack.decode(row["record"], type=RoundOpened)
     rows = store.updates(number)
     metrics: dict[str, float] = (
@@ -188,15 +191,23 @@ def round_record(store: Store, number: int, before: _Mark, after: _Mark) -> Roun
     )
 
 
-def _device_record(store: Store, device: EmulatedDevice[Any]) -> DeviceRecord:
-    rows = [row for row in store.updates() if row.device == device.name]
+def _device_records(
+    store: Store, devices: Sequence[EmulatedDevice[Any]]
+) -> tuple[DeviceRecord, ...]:
+    rows: defaultdict[str, list[UpdateRow]] = defaultdict(list)
+    for row in store.updates():
+        rows[row.device].append(row)
+    incidents: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for incident in store.incidents():
+        incidents[incident["device"]][incident["reason"]] = int(incident["count"])
+    return tuple(_device_record(d, rows[d.name], incidents[d.name]) for d in devices)
+
+
+def _device_record(
+    device: EmulatedDevice[Any], rows: Sequence[UpdateRow], incidents: dict[str, int]
+) -> DeviceRecord:
     settled = Counter(row.reason or "" for row in rows if row.counted is False)
     counts = device.counts
-    incidents = {
-        row["reason"]: int(row["count"])
-        for row in store.incidents()
-        if row["device"] == device.name
-    }
     return DeviceRecord(
         device=device.name,
         device_class=device.profile.name,

@@ -22,7 +22,6 @@ from insight import RunRecord
 from wire import Report
 from wire.limits import PACKET_BYTES_MAX_DEFAULT
 
-HORIZON_S: Final = 30 * 86_400.0
 STALL_S: Final = 3 * 86_400.0
 SETTLE_S: Final = 600.0
 # Devices come up within this time, not all at once.

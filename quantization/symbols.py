@@ -30,7 +30,6 @@ SYMBOL_ABS_MAX: Final = 32_767
 _DIGITS: Final = 5
 _RADIX: Final = 3
 _BYTE_VALUES: Final = _RADIX**_DIGITS
-_ESCAPE_BYTES: Final = 6
 # An escape costs 6 bytes and a byte symbol 0.8 more than a trit: past 1 in 8 bytes are smaller.
 _ESCAPES_PER_SYMBOL_MAX: Final = 0.125
 _WEIGHTS: Final = np.array([_RADIX**digit for digit in range(_DIGITS)], np.uint8)

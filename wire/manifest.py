@@ -22,8 +22,6 @@ from wire.errors import NotFiniteError, PotluckError, SchemaMismatchError, TooLa
 Part: TypeAlias = Literal["shared", "personal", "frozen"]
 Tensors: TypeAlias = dict[str, NDArray[np.float32]]
 
-DTYPE = "float32"
-
 
 class ManifestError(PotluckError):
     """A task describes a model that potluck cannot carry; the text says which tensor and why."""
@@ -162,6 +160,13 @@ class Manifest:
                 for name, array in self.tensors.items()
             )
         )
+
+    def complete(self, *known: Tensors) -> Tensors:
+        """All tensors in order: each from the first of `known` that has it, else as it began."""
+        return {
+            name: next((part[name] for part in known if name in part), first)
+            for name, first in self.tensors.items()
+        }
 
     @property
     def step_flops(self) -> float:
