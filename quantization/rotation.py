@@ -32,12 +32,12 @@ def rotate(values: Flat, seed: int, tensor: int = 0, piece: int = 0, chunk: int 
         piece: index of the piece within it: each has signs of its own.
         chunk: values per transform, a power of two.
     """
-    return _transform(values * signs(stream(seed, Purpose.ROTATION, tensor, piece), values.size), chunk)
+    return _transform(
+        values * signs(stream(seed, Purpose.ROTATION, tensor, piece), values.size), chunk
+    )
 
 
-def unrotate(
-    rotated: Flat, seed: int, tensor: int = 0, piece: int = 0, chunk: int = CHUNK
-) -> Flat:
+def unrotate(rotated: Flat, seed: int, tensor: int = 0, piece: int = 0, chunk: int = CHUNK) -> Flat:
     """The inverse of `rotate`."""
     values = _transform(rotated, chunk)
     values *= signs(stream(seed, Purpose.ROTATION, tensor, piece), values.size)
@@ -48,7 +48,7 @@ def _transform(values: Flat, chunk: int) -> Flat:
     out = np.empty_like(values)
     for start, stop, width in _runs(values.size, chunk):
         # Transposed, each step of the butterfly adds long rows.
-        rows = np.ascontiguousarray(values[start:stop].reshape(-1, width).T)
+        rows = np.array(values[start:stop].reshape(-1, width).T, order="C")
         rows = _hadamard(rows)
         rows *= np.float32(width**-0.5)
         np.copyto(out[start:stop].reshape(-1, width), rows.T)
@@ -74,7 +74,7 @@ def _hadamard(rows: Flat) -> Flat:
     Sums and differences only, in a fixed order: no BLAS, whose bits differ between machines.
     """
     count = len(rows)
-    other = np.empty_like(rows)
+    other = np.empty(rows.shape, np.float32)
     half = 1
     while half < count:
         source = rows.reshape(count // (2 * half), 2, -1)
