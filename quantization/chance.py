@@ -1,7 +1,7 @@
 """Public randomness: rounding noise, rotation signs and kept coordinates, the same on any machine.
 
 NumPy promises what its generators' distributions give only per version, but a bit generator's raw
-stream for good: everything here is made from `Philox.random_raw` (Salmon et al. 2011, Philox4x64-10)
+stream for good: everything here is made from `Philox.random_raw` (Salmon et al. 2011)
 and integer arithmetic. A `Purpose` keeps streams of one seed apart. None of this is secret; masks
 and keys come from elsewhere.
 """
