@@ -1,28 +1,41 @@
 """quantization: an update becomes few bytes, and few bytes become an update again.
 
-Codecs turn named float32 tensors into a self-describing payload whose size is bounded by the schema
-alone, and back; `FixedPointSum` adds decoded updates so that the order of arrival cannot matter;
-bundles carry a model down as a chain of such payloads. Nothing here knows of devices or rounds.
+Codecs, chains of pure stages, turn named float32 tensors into a self-describing payload whose size
+is bounded by the schema alone, and back; `auto` chooses among them. An `Accumulator` adds payloads
+as they come so that the order of arrival cannot matter; bundles carry a model down as a chain of
+such payloads. Nothing here knows of devices or rounds.
 """
 
+from quantization.accumulator import Accumulator
+from quantization.auto import AutoRule, PayloadBudgetError
 from quantization.bundle import Bundle, Step, apply_bundle, pack_bundle, unpack_bundle
-from quantization.codecs import CODEC_NAMES, feeds_back, resolve_downlink, resolve_uplink
-from quantization.fixed_point import FixedPointSum
-from quantization.payload import codec_of, decode, encode, payload_bytes_max
+from quantization.codecs import CODEC_NAMES, check_spec, feeds_back, name_of
+from quantization.downlink import CatchUp, ChainState, DownlinkChain, resolve_downlink
+from quantization.feedback import encode_with_feedback
+from quantization.payload import Payload, PieceValues, codec_of, decode, encode, payload_bytes_max
 
 __all__ = [
     "CODEC_NAMES",
+    "Accumulator",
+    "AutoRule",
     "Bundle",
-    "FixedPointSum",
+    "CatchUp",
+    "ChainState",
+    "DownlinkChain",
+    "Payload",
+    "PayloadBudgetError",
+    "PieceValues",
     "Step",
     "apply_bundle",
+    "check_spec",
     "codec_of",
     "decode",
     "encode",
+    "encode_with_feedback",
     "feeds_back",
+    "name_of",
     "pack_bundle",
     "payload_bytes_max",
     "resolve_downlink",
-    "resolve_uplink",
     "unpack_bundle",
 ]

@@ -36,7 +36,9 @@ def uniform(bits: np.random.Philox, size: int) -> NDArray[np.float32]:
     """float32[size] in [0, 1), 24 bits each: all that float32 can tell apart."""
     raw = np.asarray(bits.random_raw(-(-size // 2)), "<u8")
     words = raw.view("<u4")[:size] >> np.uint32(32 - _FRACTION_BITS)
-    return np.multiply(words, np.float32(2.0**-_FRACTION_BITS), dtype=np.float32)
+    fractions = words.astype(np.float32)
+    fractions *= np.float32(2.0**-_FRACTION_BITS)
+    return fractions
 
 
 def signs(bits: np.random.Philox, size: int) -> NDArray[np.float32]:

@@ -1,248 +1,204 @@
-"""The codecs: pairs of pure functions between one flat float32 tensor and bytes before zstd.
+"""The codecs, each a chain of stages; and the words that name them.
 
-| name     | id | what                                                              | unbiased |
-|----------|----|-------------------------------------------------------------------|----------|
-| `raw`    | 1  | float32                                                           | exact    |
-| `f16`    | 2  | float16 of the tensor over its largest magnitude                  | nearly   |
-| `q8`     | 3  | 8-bit levels between +- the largest magnitude, stochastic         | yes      |
-| `ecq_sr` | 4  | step 4 rms, stochastic rounding, entropy coded: the way up        | yes      |
-| `ecq`    | 5  | step 2 rms, nearest level, centroids, entropy coded: the way down | no       |
+| name        | id | what                                                        | mean is exact |
+|-------------|----|-------------------------------------------------------------|---------------|
+| `raw`       | 1  | float32                                                     | yes           |
+| `f16`       | 2  | float16 of the tensor over its largest magnitude            | nearly        |
+| `q8`        | 3  | 127 levels to the largest magnitude, stochastic             | yes           |
+| `ecq_sr`    | 4  | step 8 rms, stochastic: updates whose values are mostly 0   | yes           |
+| `ecq`       | 5  | step 3 rms, nearest level, centroids: the way down          | no            |
+| `q4`        | 6  | 7 levels to the largest magnitude, stochastic               | yes           |
+| `eden1`     | 7  | rotation, signs, one magnitude: 1 bit                       | over rotations|
+| `eden`      | 8  | rotation, nearest level with a dead zone: dense updates     | over rotations|
+| `topk_sign` | 9  | the largest 1%, their signs, one magnitude; error feedback  | no            |
 
-Stochastic rounding: floor(x / step + u), u uniform on [0, 1) (Gupta et al. 2015, section 3.1;
-Alistarh et al. 2017, QSGD, eq. 4), so that the mean over devices loses nothing. A larger step costs
-variance, which a cohort averages away, and saves bytes: real deltas are heavy-tailed and partly
-zero, and the entropy stage lives on that.
+An id says how a tensor is read; how it was written (its step, which values were kept) may differ
+from payload to payload: `ecq_sr:16` is `ecq_sr` with a step of 16 rms. Ids are never reused.
 
-`ecq` rounds to the nearest level and so has the smaller error, always below the tensor's own norm:
-a contraction, which is what error feedback needs (Karimireddy et al. 2019, assumption A). `ecq_sr`
-is none: fed back, its error would grow. Hence one for each direction.
-
-Ids are never reused. `seed` is public; noise comes from `Philox.random_raw`, whose stream NumPy
-fixes.
+Which to use: an update is noisy anyway and averaged over a cohort, so an error whose mean is zero
+costs little and a bias is kept (FedPAQ, Reisizadeh et al. 2020, theorem 1). Nearest rounding has
+the smaller error and is a contraction, which is what feeding the error back needs (Karimireddy et
+al. 2019, assumption A): right for the chain of models on the way down, where one sender sees every
+error, and for a device that is there in every round.
 """
 
-import struct
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from quantization.symbols import Reader, pack, symbol_bytes_max, unpack
-from wire.errors import LocalProtocolError, NotFiniteError, RemoteProtocolError
+from quantization.stages import (
+    Flat,
+    Place,
+    Stage,
+    chain,
+    largest,
+    nearest,
+    range_over,
+    rms_times,
+    rotation,
+    sign,
+    stochastic,
+)
+from wire.errors import LocalProtocolError
 
-Flat = NDArray[np.float32]
-
-STEP_RMS_UNBIASED: Final = 4.0
-STEP_RMS_NEAREST: Final = 2.0
-# Past this a sum of squares or a level times its step could leave float32.
+AUTO: Final = "auto"
+# Past this a level times its step could leave float32.
 VALUE_ABS_MAX: Final = 1e37
-_LEVELS_8: Final = 127
-_SMALLEST_STEP: Final = float(np.finfo(np.float32).tiny)
-
-
-class Noise:
-    """Uniform float32 in [0, 1) from a public seed: the same bits on any machine."""
-
-    def __init__(self, seed: int) -> None:
-        self._bits = np.random.Philox(key=seed % 2**64)
-
-    def uniform(self, size: int) -> Flat:
-        """The next `size` values; 24 bits each, all that float32 can tell apart."""
-        raw = np.asarray(self._bits.random_raw(-(-size // 2)), "<u8")
-        words = raw.view("<u4")[:size] >> np.uint32(8)
-        return words.astype(np.float32) * np.float32(2.0**-24)
+_EDEN_DEAD_ZONE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One codec: `write(values, noise) -> bytes`, `read(reader, size) -> values`.
+    """One codec.
 
-    `bytes_max(size)` bounds what `write` makes of a tensor of `size` elements. `feeds_back` says
-    whether its error may be added to the next message (it is smaller than what was sent).
+    Attributes:
+        name, number: see the module.
+        stage: what turns a tensor into symbols and back; None where bytes are made directly.
+        feeds_back: whether its error may be added to the next message (it is smaller than what was
+            sent).
+        unbiased: whether the mean over its seeds is what was sent.
+        setting: what the number behind the name means, None when it takes none.
+        make: the codec with that number.
     """
 
     name: str
     number: int
-    write: Callable[[Flat, Noise], bytes]
-    read: Callable[[Reader, int], Flat]
-    bytes_max: Callable[[int], int]
+    stage: Stage | None
     feeds_back: bool
+    unbiased: bool
+    setting: str | None = None
+    make: Callable[[float], "Codec"] | None = None
 
 
-def _float32_bytes(value: float) -> bytes:
-    return struct.pack("<f", value)
+def _raw_forward(values: Flat, _place: Place) -> tuple[Flat, tuple[float, ...]]:
+    return values, ()
 
 
-def _read_scale(reader: Reader) -> np.float32:
-    scale = np.float32(reader.array("<f4", 1)[0])
-    if not (np.isfinite(scale) and scale >= 0.0):
-        raise NotFiniteError(f"a scale is {scale}")
-    return scale
-
-
-def _rms(values: Flat) -> float:
-    if values.size == 0:
-        return 0.0
-    # Not np.dot: its order of summation is the BLAS's own.
-    return float(np.sqrt(np.sum(np.square(values, dtype=np.float64)) / values.size))
-
-
-def _write_raw(values: Flat, _noise: Noise) -> bytes:
-    return values.astype("<f4").tobytes()
-
-
-def _read_raw(reader: Reader, size: int) -> Flat:
-    return reader.array("<f4", size).astype(np.float32)
-
-
-def _write_f16(values: Flat, _noise: Noise) -> bytes:
+def _f16_forward(values: Flat, _place: Place) -> tuple[Flat, tuple[float, ...]]:
     scale = np.float32(np.abs(values).max(initial=0.0))
-    if scale == 0.0:
-        return _float32_bytes(0.0)
-    return _float32_bytes(float(scale)) + (values / scale).astype("<f2").tobytes()
+    return (values / scale if scale else values), (float(scale),)
 
 
-def _read_f16(reader: Reader, size: int) -> Flat:
-    scale = _read_scale(reader)
-    if scale == 0.0:
-        return np.zeros(size, np.float32)
-    return reader.array("<f2", size).astype(np.float32) * scale
+def _f16_backward(values: Flat, parameters: tuple[float, ...], _place: Place) -> Flat:
+    return values.astype(np.float32) * np.float32(parameters[0])
 
 
-def _write_q8(values: Flat, noise: Noise) -> bytes:
-    scale = np.float32(np.abs(values).max(initial=0.0) / _LEVELS_8)
-    if scale == 0.0:
-        return _float32_bytes(0.0)
-    levels = np.floor(values / scale + noise.uniform(values.size))
-    levels = np.clip(levels, -_LEVELS_8, _LEVELS_8)
-    return _float32_bytes(float(scale)) + bytes(levels.astype(np.int8))
+# What is not symbols: the bytes of a float each, in the block's uncompressed part.
+FLOATS: Final = MappingProxyType(
+    {
+        1: ("<f4", Stage("", _raw_forward, lambda v, _p, _at: v.astype(np.float32))),
+        2: ("<f2", Stage("f", _f16_forward, _f16_backward)),
+    }
+)
 
 
-def _read_q8(reader: Reader, size: int) -> Flat:
-    scale = _read_scale(reader)
-    if scale == 0.0:
-        return np.zeros(size, np.float32)
-    return reader.array("<i1", size).astype(np.float32) * scale
+def ecq_sr(step_rms: float = 8.0) -> Codec:
+    """Stochastic rounding to steps of so many root mean squares (of the tensor)."""
+    stage = stochastic(rms_times(step_rms))
+    return Codec("ecq_sr", 4, stage, False, True, "step in rms", ecq_sr)  # noqa: FBT003 - see Codec
 
 
-def _write_ecq_sr(values: Flat, noise: Noise) -> bytes:
-    rms = _rms(values)
-    if rms == 0.0:
-        return pack(np.zeros(values.size, np.int16))
-    step = np.float32(max(STEP_RMS_UNBIASED * rms, _SMALLEST_STEP))
-    # |x| <= sqrt(n) rms, so a symbol is at most sqrt(n) / 4 + 1: int16 for any model allowed.
-    symbols = np.floor(values / step + noise.uniform(values.size)).astype(np.int16)
-    packed = pack(symbols)
-    return packed if len(packed) == 1 else packed + _float32_bytes(float(step))
+def ecq(step_rms: float = 3.0) -> Codec:
+    """The nearest level, with steps of so many root mean squares."""
+    stage = nearest(rms_times(step_rms))
+    return Codec("ecq", 5, stage, True, False, "step in rms", ecq)  # noqa: FBT003 - see Codec
 
 
-def _read_ecq_sr(reader: Reader, size: int) -> Flat:
-    symbols = unpack(reader, size)
-    if not symbols.any():
-        return np.zeros(size, np.float32)
-    return symbols.astype(np.float32) * _read_scale(reader)
+def eden(step_rms: float = 2.5) -> Codec:
+    """EDEN with an entropy stage: a rotation, then the nearest of levels with a dead zone."""
+    stage = chain(
+        rotation(), nearest(rms_times(step_rms), dead_zone=_EDEN_DEAD_ZONE, unbiased=True)
+    )
+    return Codec("eden", 8, stage, False, True, "step in rms", eden)  # noqa: FBT003 - see Codec
 
 
-def _write_ecq(values: Flat, _noise: Noise) -> bytes:
-    rms = _rms(values)
-    if rms == 0.0:
-        return pack(np.zeros(values.size, np.int16))
-    step = np.float32(max(STEP_RMS_NEAREST * rms, _SMALLEST_STEP))
-    symbols = np.rint(values / step).astype(np.int16)
-    packed = pack(symbols)
-    if len(packed) == 1:
-        # Nothing reaches half a step, as in a tensor of equal values: one level a sign serves.
-        symbols = np.sign(values).astype(np.int16)
-        packed = pack(symbols)
-    ones = np.abs(symbols) == 1
-    # The mean of what rounds to +-1 has the least square error (Lloyd 1982, condition 2).
-    level = float(np.mean(np.abs(values[ones]), dtype=np.float64)) if ones.any() else float(step)
-    return packed + _float32_bytes(float(step)) + _float32_bytes(level)
-
-
-def _read_ecq(reader: Reader, size: int) -> Flat:
-    symbols = unpack(reader, size)
-    if not symbols.any():
-        return np.zeros(size, np.float32)
-    step, level = _read_scale(reader), _read_scale(reader)
-    values = symbols.astype(np.float32) * step
-    ones = np.abs(symbols.astype(np.int32)) == 1
-    values[ones] = symbols[ones].astype(np.float32) * level
-    return values
+def topk_sign(share: float = 0.01) -> Codec:
+    """The largest values' signs: sparse ternary compression (Sattler et al. 2019, algorithm 1)."""
+    if share > 1.0:
+        raise LocalProtocolError(f"codec topk_sign:{share:g}: a share is at most 1")
+    stage = chain(largest(share), sign())
+    return Codec("topk_sign", 9, stage, True, False, "share kept", topk_sign)  # noqa: FBT003
 
 
 CODECS: Final = MappingProxyType(
     {
         codec.name: codec
         for codec in (
-            Codec("raw", 1, _write_raw, _read_raw, lambda n: 4 * n, feeds_back=True),
-            Codec("f16", 2, _write_f16, _read_f16, lambda n: 4 + 2 * n, feeds_back=True),
-            Codec("q8", 3, _write_q8, _read_q8, lambda n: 4 + n, feeds_back=True),
+            Codec("raw", 1, None, feeds_back=True, unbiased=True),
+            Codec("f16", 2, None, feeds_back=True, unbiased=True),
+            Codec("q8", 3, stochastic(range_over(127)), feeds_back=True, unbiased=True),
+            ecq_sr(),
+            ecq(),
+            Codec("q4", 6, stochastic(range_over(7)), feeds_back=False, unbiased=True),
             Codec(
-                "ecq_sr",
-                4,
-                _write_ecq_sr,
-                _read_ecq_sr,
-                lambda n: 4 + symbol_bytes_max(n),
-                feeds_back=False,
+                "eden1", 7, chain(rotation(), sign(unbiased=True)), feeds_back=False, unbiased=True
             ),
-            Codec(
-                "ecq", 5, _write_ecq, _read_ecq, lambda n: 8 + symbol_bytes_max(n), feeds_back=True
-            ),
+            eden(),
+            topk_sign(),
         )
     }
 )
-CODEC_NAMES: Final = tuple(CODECS)
 BY_NUMBER: Final = MappingProxyType({codec.number: codec for codec in CODECS.values()})
+CODEC_NAMES: Final = (*CODECS, AUTO)
 
 
-def resolve_uplink(name: str) -> str:
-    """A codec's name; `auto` is `ecq_sr`."""
-    return _known("ecq_sr" if name == "auto" else name)
-
-
-def resolve_downlink(name: str) -> str:
-    """A codec's name; `auto` is `ecq`, whose error can be fed back."""
-    return _known("ecq" if name == "auto" else name)
-
-
-def feeds_back(name: str) -> bool:
-    """Whether what this codec leaves out may be put into the next message."""
-    return CODECS[_known(name)].feeds_back
-
-
-def _known(name: str) -> str:
-    if name not in CODECS:
-        raise LocalProtocolError(f"codec {name!r} is not one of {', '.join(CODECS)}")
-    return name
-
-
-def write_tensor(codec: Codec, name: str, values: Flat, noise: Noise) -> bytes:
-    """One tensor's bytes.
+def codec_for(spec: str) -> Codec:
+    """The codec that `NAME` or `NAME:NUMBER` means; not `auto`, which is several.
 
     Raises:
-        NotFiniteError: NaN, infinity, or a magnitude above 1e37.
+        LocalProtocolError: no such codec, or a number that it cannot take.
     """
-    if not (np.abs(values) <= VALUE_ABS_MAX).all():
-        raise NotFiniteError(f"{name}: has values that are not finite, or above {VALUE_ABS_MAX:g}")
-    return codec.write(values, noise)
+    name, colon, text = spec.partition(":")
+    codec = CODECS.get(name)
+    if codec is None:
+        raise LocalProtocolError(f"codec {spec!r} is not one of {', '.join(CODEC_NAMES)}")
+    if not colon:
+        return codec
+    if codec.make is None:
+        raise LocalProtocolError(f"codec {name} takes no number: write {name!r}, not {spec!r}")
+    return codec.make(positive(spec, text))
 
 
-def read_tensor(codec: Codec, name: str, reader: Reader, size: int) -> Flat:
-    """One tensor's values, flat.
+def positive(spec: str, text: str) -> float:
+    """The number behind a codec's name.
 
     Raises:
-        RemoteProtocolError: malformed or too short.
-        NotFiniteError: a value is NaN or infinite.
+        LocalProtocolError: it is none, or not above 0.
     """
     try:
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = codec.read(reader, size)
-    except RemoteProtocolError as error:
-        raise type(error)(f"{name}: {error}") from error
-    if not np.isfinite(values).all():
-        raise NotFiniteError(f"{name} has values that are not finite")
-    return values
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (0.0 < number < math.inf):
+        raise LocalProtocolError(f"codec {spec!r}: write a number above 0 behind the colon")
+    return number
+
+
+def name_of(spec: str) -> str:
+    """The codec's name without its number: what a device says that it can make."""
+    return spec.partition(":")[0]
+
+
+def check_spec(spec: str) -> str:
+    """A codec's name, with or without its numbers, if it is one.
+
+    Raises:
+        LocalProtocolError: it is not.
+    """
+    name, *texts = spec.split(":")
+    if name != AUTO:
+        codec_for(spec)
+    elif len(texts) > 2:  # noqa: PLR2004 - an error and a number of bytes
+        raise LocalProtocolError(f"codec {spec!r}: write auto, auto:ERROR or auto:ERROR:BYTES")
+    for text in texts:
+        positive(spec, text)
+    return spec
+
+
+def feeds_back(spec: str) -> bool:
+    """Whether what this codec leaves out may be put into the next message."""
+    return codec_for(spec).feeds_back

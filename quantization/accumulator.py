@@ -1,8 +1,9 @@
-"""A weighted mean that does not depend on the order in which its terms come.
+"""A weighted mean of payloads as they come, which does not depend on the order in which they do.
 
-Float addition is not associative, so a float sum depends on who was first. Here each value is
-scaled to an integer once, and integers add the same in any order: the same set of updates gives the
-same bits. Memory is one int64 a parameter, whatever the number of updates.
+Float addition is not associative, so a float sum depends on who was first. Here each weighted value
+is rounded to an integer once, and integers add the same in any order: the same set of updates gives
+the same bits. Memory is one int64 a parameter, whatever the number of updates; of an update that
+says little about most parameters only that little is touched.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from quantization.payload import decode
+from quantization.payload import Payload, PieceValues
 from wire import Schema, Tensors, limits
 from wire.errors import LocalProtocolError, NotFiniteError
 
@@ -19,7 +20,7 @@ _INT64_BITS: Final = 62  # one bit for the sign, one to spare
 _FRACTION_BITS_MAX: Final = 40  # float32 has 24; the rest is for small values
 
 
-class FixedPointSum:
+class Accumulator:
     """Sum of weight * update, in int64 fixed point.
 
     The number of fraction bits follows from the bounds, so that the sum cannot overflow:
@@ -47,9 +48,8 @@ class FixedPointSum:
         self.fraction_bits = min(_INT64_BITS - bound_bits, _FRACTION_BITS_MAX)
         self.count = 0
         self.total_weight = 0
-        self._sums: dict[str, NDArray[np.int64]] = {
-            spec.name: np.zeros(spec.shape, np.int64) for spec in schema.tensors
-        }
+        self._sums = np.zeros(schema.parameters, np.int64)
+        self._starts = [0, *np.cumsum([spec.size for spec in schema.tensors]).tolist()]
 
     def add(self, payload: bytes, weight: int) -> None:
         """Decode an update and add it; all of it or, when it raises, nothing.
@@ -59,28 +59,62 @@ class FixedPointSum:
             NotFiniteError: a value is NaN, infinite, or above `limits.UPDATE_VALUE_ABS_MAX`.
             LocalProtocolError: the weight or the number of updates passes its bound.
         """
-        self.add_tensors(decode(payload, self.schema), weight)
+        self._check(weight)
+        read = Payload(payload, self.schema)
+        parts = []
+        for number in range(len(read.blocks)):
+            for part in read.block(number):
+                self._check_values(self.schema.tensors[part.piece.tensor].name, part.values)
+                parts.append(part)
+        scale = self._scale(weight)
+        for part in parts:
+            self._add_part(part, scale)
+        self._count(weight)
 
     def add_tensors(self, tensors: Tensors, weight: int) -> None:
         """Add a decoded update; see `add`."""
+        self._check(weight)
+        self.schema.check(tensors)
+        for name, values in tensors.items():
+            self._check_values(name, values)
+        scale = self._scale(weight)
+        for spec, start in zip(self.schema.tensors, self._starts, strict=False):
+            self._sums[start : start + spec.size] += _integers(np.ravel(tensors[spec.name]), scale)
+        self._count(weight)
+
+    def _check(self, weight: int) -> None:
         if not 1 <= weight <= self.weight_cap:
             raise LocalProtocolError(f"weight {weight} is not in 1..{self.weight_cap}")
         if self.count >= self.updates_max:
             raise LocalProtocolError(f"{self.updates_max} updates are in the sum already")
-        self.schema.check(tensors)
-        for name, values in tensors.items():
-            largest = float(np.abs(values).max(initial=0.0))
-            if largest > limits.UPDATE_VALUE_ABS_MAX:
-                raise NotFiniteError(
-                    f"{name}: a value of {largest:g}, at most {limits.UPDATE_VALUE_ABS_MAX:g}"
-                )
-        scale = 2.0**self.fraction_bits
-        for name, values in tensors.items():
-            self._sums[name] += np.rint(values.astype(np.float64) * scale).astype(np.int64) * weight
+
+    @staticmethod
+    def _check_values(name: str, values: NDArray[np.float32]) -> None:
+        if not values.size:
+            return
+        largest = max(float(values.max()), -float(values.min()))
+        if not largest <= limits.UPDATE_VALUE_ABS_MAX:
+            raise NotFiniteError(
+                f"{name}: a value of {largest:g}, at most {limits.UPDATE_VALUE_ABS_MAX:g}"
+            )
+
+    def _scale(self, weight: int) -> float:
+        return 2.0**self.fraction_bits * weight
+
+    def _add_part(self, part: PieceValues, scale: float) -> None:
+        start = self._starts[part.piece.tensor] + part.piece.start
+        into = self._sums[start : start + part.piece.size]
+        integers = _integers(part.values, scale)
+        if part.positions is None:
+            into += integers
+        else:
+            into[part.positions] += integers  # positions differ, so that each is added once
+
+    def _count(self, weight: int) -> None:
         self.count += 1
         self.total_weight += weight
 
-    def merge(self, other: "FixedPointSum") -> None:
+    def merge(self, other: "Accumulator") -> None:
         """Add another sum with the same bounds.
 
         Raises:
@@ -94,8 +128,7 @@ class FixedPointSum:
             raise LocalProtocolError("sums of other schemas or bounds do not add")
         if self.count + other.count > self.updates_max:
             raise LocalProtocolError(f"more than {self.updates_max} updates together")
-        for name, values in other._sums.items():  # noqa: SLF001 - its own class
-            self._sums[name] += values
+        self._sums += other._sums  # noqa: SLF001 - its own class
         self.count += other.count
         self.total_weight += other.total_weight
 
@@ -108,7 +141,16 @@ class FixedPointSum:
         if self.total_weight == 0:
             raise LocalProtocolError("the mean of no updates")
         divisor = 2.0**self.fraction_bits * self.total_weight
-        mean: Tensors = {
-            name: (values / divisor).astype(np.float32) for name, values in self._sums.items()
+        mean = (self._sums / divisor).astype(np.float32)
+        tensors: Tensors = {
+            spec.name: mean[start : start + spec.size].reshape(spec.shape)
+            for spec, start in zip(self.schema.tensors, self._starts, strict=False)
         }
-        return mean, self.total_weight
+        return tensors, self.total_weight
+
+
+def _integers(values: NDArray[np.float32], scale: float) -> NDArray[np.int64]:
+    """round(value * scale), ties to even; scale is a power of two times a small integer."""
+    scaled = values * np.float64(scale)
+    np.rint(scaled, out=scaled)
+    return scaled.astype(np.int64)

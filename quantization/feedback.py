@@ -1,0 +1,41 @@
+"""Error feedback: what a biased codec leaves out of one update goes into the next.
+
+e' = (x + e) - q(x + e), with q's output sent (Seide et al. 2014; Karimireddy et al. 2019, algorithm
+1). It makes a contraction such as `topk_sign` converge, on a device that takes part often. A
+residual that has waited many rounds is about a model that is gone: then a codec without memory is
+the better choice.
+"""
+
+from quantization.codecs import feeds_back
+from quantization.payload import decode, encode
+from wire import Schema, Tensors
+from wire.errors import LocalProtocolError
+
+
+def encode_with_feedback(
+    spec: str, tensors: Tensors, residual: Tensors, schema: Schema, *, seed: int
+) -> tuple[bytes, Tensors]:
+    """Encode an update and what the last one left out.
+
+    Args:
+        spec: a codec that feeds back; see `encode`.
+        tensors: float32 by name, the schema's.
+        residual: what the call before returned; empty for none.
+        schema: of both.
+        seed: see `encode`.
+
+    Returns:
+        The payload, and the new residual.
+
+    Raises:
+        LocalProtocolError: the codec's error must not be fed back; it would grow.
+        SchemaMismatchError, NotFiniteError: see `encode`.
+    """
+    if not feeds_back(spec):
+        raise LocalProtocolError(f"codec {spec}: its error grows when it is fed back")
+    if residual:
+        schema.check(residual)
+        tensors = {name: values + residual[name] for name, values in tensors.items()}
+    payload = encode(spec, tensors, schema, seed=seed)
+    sent = decode(payload, schema)
+    return payload, {name: tensors[name] - values for name, values in sent.items()}
