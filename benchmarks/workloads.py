@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from benchmarks import sources
+from benchmarks.cnn import Cnn
 from benchmarks.data import Data, Images, Texts
 from benchmarks.models import Mlp, Model, NextToken, descend
 from edge_sdk import TaskError
@@ -20,7 +21,7 @@ from wire import Manifest, Schema, Tensors
 
 DEVICES: Final = 50
 COHORT: Final = 10
-_EVALUATE_BATCH: Final = 500
+_EVALUATE_BATCH: Final = 100
 _MASK: Final = 2**64 - 1
 
 
@@ -172,6 +173,13 @@ def _digits_mlp(seed: int) -> LocalSgd:
     return LocalSgd("digits-mlp", model, data, model.initial(seed), 60, 0.1, 0.1)
 
 
+def _mnist_cnn(seed: int) -> LocalSgd:
+    x, y = sources.mnist()
+    data = Images(x, y, test=1_000, devices=DEVICES, epochs=1, batch=10, seed=seed)
+    model = Cnn(28, (16, 32), 256, 10)
+    return LocalSgd("mnist-cnn", model, data, model.initial(seed), 60, 0.05, 0.05)
+
+
 def _next_char(seed: int) -> LocalSgd:
     texts, alphabet = sources.topics()
     data = Texts(texts, context=12, steps=15, batch=32, test=4_000, seed=seed)
@@ -180,7 +188,7 @@ def _next_char(seed: int) -> LocalSgd:
 
 
 WORKLOADS: Final[Mapping[str, Callable[[int], LocalSgd]]] = MappingProxyType(
-    {"digits-mlp": _digits_mlp, "next-char": _next_char}
+    {"digits-mlp": _digits_mlp, "mnist-cnn": _mnist_cnn, "next-char": _next_char}
 )
 
 
