@@ -53,14 +53,14 @@ class Cnn:
 
     def logits(self, tensors: Tensors, x: NDArray[np.generic]) -> Floats:
         """Scores of the classes, float32[n, classes], for images float32[n, side, side]."""
-        grid = np.ascontiguousarray(x.transpose(1, 2, 0), tensors["conv0_w"].dtype)
+        grid = _grid(tensors, x)
         for layer, columns in enumerate((_columns_of_one, _columns_of_many)):
             name = f"conv{layer}"
             grid = _pool(_convolve(columns(grid), tensors[f"{name}_w"], len(grid), len(x)))[0]
             _shift_and_cut(grid, tensors[f"{name}_b"])
-        hidden = _flat(grid) @ tensors["dense0_w"]
+        hidden: Floats = np.matmul(_flat(grid), tensors["dense0_w"])
         _shift_and_cut(hidden, tensors["dense0_b"])
-        scores: Floats = hidden @ tensors["dense1_w"] + tensors["dense1_b"]
+        scores: Floats = np.matmul(hidden, tensors["dense1_w"]) + tensors["dense1_b"]
         return scores
 
     def gradients(
@@ -69,7 +69,7 @@ class Cnn:
         """`scale` times the gradient of the batch's mean cross-entropy."""
         images = len(x)
         first, second = self._channels
-        grid = np.ascontiguousarray(x.transpose(1, 2, 0), tensors["conv0_w"].dtype)
+        grid = _grid(tensors, x)
         columns0 = _columns_of_one(grid)
         pooled0, *kept0 = _pool(_convolve(columns0, tensors["conv0_w"], len(grid), images))
         _shift_and_cut(pooled0, tensors["conv0_b"])
@@ -77,17 +77,17 @@ class Cnn:
         pooled1, *kept1 = _pool(_convolve(columns1, tensors["conv1_w"], len(pooled0), images))
         _shift_and_cut(pooled1, tensors["conv1_b"])
         flat = _flat(pooled1)
-        hidden = flat @ tensors["dense0_w"]
+        hidden: Floats = np.matmul(flat, tensors["dense0_w"])
         _shift_and_cut(hidden, tensors["dense0_b"])
-        logits = hidden @ tensors["dense1_w"]
+        logits: Floats = np.matmul(hidden, tensors["dense1_w"])
         logits += tensors["dense1_b"]
 
         delta = loss_delta(logits, y, scale)
         back = delta @ tensors["dense1_w"].T
         back *= hidden > 0
-        back_flat = back @ tensors["dense0_w"].T
+        back_flat: Floats = np.matmul(back, tensors["dense0_w"].T)
         back1 = back_flat.reshape(images, self._edge, self._edge, second).transpose(1, 2, 0, 3)
-        back1 = back1 * (pooled1 > 0)
+        back1 = np.multiply(back1, pooled1 > 0)
         spread1 = _unpool(back1, *kept1).reshape(-1, second)
         back0 = _back_through(spread1, tensors["conv1_w"], pooled0.shape)
         back0 *= pooled0 > 0
@@ -102,6 +102,11 @@ class Cnn:
             "dense1_w": hidden.T @ delta,
             "dense1_b": delta.sum(axis=0),
         }
+
+
+def _grid(tensors: Tensors, x: NDArray[np.generic]) -> Floats:
+    """Images [n, high, wide] as [high, wide, n], in the precision of the tensors."""
+    return np.ascontiguousarray(x.transpose(1, 2, 0), tensors["conv0_w"].dtype)
 
 
 def _shift_and_cut(values: Floats, bias: Floats) -> None:

@@ -5,6 +5,7 @@ gradients against numerical differentiation in float64. Gradients come already m
 learning rate: scaling the few numbers at the loss is cheaper than scaling every weight's gradient.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -53,13 +54,21 @@ class Model(Protocol):
         ...
 
 
-def descend(tensors: Tensors, gradients: Gradients) -> None:
-    """Subtract the gradients, in place."""
+def descend(tensors: Tensors, gradients: Gradients, *, norm_max: float = math.inf) -> None:
+    """Subtract the gradients, in place; if they are longer than `norm_max`, shortened to it."""
+    factor = 1.0
+    if norm_max < math.inf:
+        parts = (g.values if isinstance(g, RowGradient) else g for g in gradients.values())
+        norm = math.sqrt(sum(float(np.vdot(part, part)) for part in parts))
+        factor = min(1.0, norm_max / norm) if norm else 1.0
     for name, gradient in gradients.items():
+        step = gradient.values if isinstance(gradient, RowGradient) else gradient
+        if factor < 1.0:
+            step *= factor
         if isinstance(gradient, RowGradient):
-            tensors[name][gradient.rows] -= gradient.values
+            tensors[name][gradient.rows] -= step
         else:
-            tensors[name] -= gradient
+            tensors[name] -= step
 
 
 def he_normal(chance: np.random.Generator, fan_in: int, shape: tuple[int, ...]) -> Floats:

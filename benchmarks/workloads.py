@@ -21,6 +21,7 @@ from wire import Manifest, Schema, Tensors
 
 DEVICES: Final = 50
 COHORT: Final = 10
+_WORDS: Final = 3_000
 _EVALUATE_BATCH: Final = 100
 _MASK: Final = 2**64 - 1
 
@@ -102,6 +103,7 @@ class LocalSgd:
         rounds: of a full run.
         learning_rate: in the first round.
         learning_rate_last: in the last round; between them it falls as half a cosine.
+        clip_norm: a batch's gradient that is longer is shortened to this.
     """
 
     name: str
@@ -111,6 +113,7 @@ class LocalSgd:
     rounds: int
     learning_rate: float
     learning_rate_last: float
+    clip_norm: float = math.inf
     cohort: int = COHORT
 
     @property
@@ -137,7 +140,8 @@ class LocalSgd:
         local = {name: values.copy() for name, values in tensors.items()}
         rate = self.rate(round_index)
         for x, y in self.data.batches(device, chance):
-            descend(local, self.model.gradients(local, x, y, rate))
+            gradients = self.model.gradients(local, x, y, rate)
+            descend(local, gradients, norm_max=rate * self.clip_norm)
         for name in local:
             local[name] -= tensors[name]
         return local, self.data.examples(device)
@@ -187,8 +191,20 @@ def _next_char(seed: int) -> LocalSgd:
     return LocalSgd("next-char", model, data, model.initial(seed), 300, 1.0, 0.05)
 
 
+def _next_word(seed: int) -> LocalSgd:
+    texts = sources.ranked(sources.plays(), _WORDS)
+    data = Texts(texts, context=4, steps=15, batch=32, test=4_000, seed=seed)
+    model = NextToken(vocabulary=_WORDS, context=4, embedding=48, hidden=128, unknown=True)
+    return LocalSgd("next-word", model, data, model.initial(seed), 100, 0.5, 0.05)
+
+
 WORKLOADS: Final[Mapping[str, Callable[[int], LocalSgd]]] = MappingProxyType(
-    {"digits-mlp": _digits_mlp, "mnist-cnn": _mnist_cnn, "next-char": _next_char}
+    {
+        "digits-mlp": _digits_mlp,
+        "mnist-cnn": _mnist_cnn,
+        "next-char": _next_char,
+        "next-word": _next_word,
+    }
 )
 
 
