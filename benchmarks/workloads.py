@@ -1,12 +1,12 @@
 """The workloads by name: what is learnt, from whose data, and for how long.
 
-All settings that shape a workload are in this file. Learning rates fall over the rounds as a square:
-at a constant rate the few devices of the last cohort move the accuracy by points, which would drown
-what codecs cost. Rounds are so many that the last quarter of a float32 run brings little more
-(`python -m benchmarks.federated` prints the curves). For the two texts that holds of the schedule
-and not of the task: `next-char` and `next-word` would gain from several times as many rounds.
+All settings that shape a workload are in this file. Learning rates fall over the rounds as a
+square: at a constant rate the few devices of the last cohort move the accuracy by points, which
+would drown what codecs cost. Rounds are so many that the last quarter of a float32 run brings little
+more (`python -m benchmarks.federated` prints the curves). For the two texts that holds of the
+schedule and not of the task: `next-char` would gain three points from twice as many rounds.
 
-Their batches' gradients are clipped, since without it the rates that make progress diverge.
+The texts' gradients are clipped, since without it the rates that make progress diverge.
 """
 
 import math
