@@ -2,9 +2,9 @@
 
 All settings that shape a workload are in this file. Learning rates fall over the rounds as a
 square: at a constant rate the few devices of the last cohort move the accuracy by points, which
-would drown what codecs cost. Rounds are so many that the last quarter of a float32 run brings little
-more (`python -m benchmarks.federated` prints the curves). For the two texts that holds of the
-schedule and not of the task: `next-char` would gain three points from twice as many rounds.
+would drown what codecs cost. Rounds are so many that the last quarter of a float32 run brings
+little more (`python -m benchmarks.federated` prints the curves). For the two texts that holds of
+the schedule and not of the task: both would gain from several times as many rounds.
 
 The texts' gradients are clipped, since without it the rates that make progress diverge.
 """
