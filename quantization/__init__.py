@@ -9,11 +9,13 @@ from quantization.bundle import Bundle, Step, apply_bundle, pack_bundle, unpack_
 from quantization.codecs import CODEC_NAMES, feeds_back, resolve_downlink, resolve_uplink
 from quantization.fixed_point import FixedPointSum
 from quantization.payload import codec_of, decode, encode, payload_bytes_max
+from quantization.secagg import SecaggInt
 
 __all__ = [
     "CODEC_NAMES",
     "Bundle",
     "FixedPointSum",
+    "SecaggInt",
     "Step",
     "apply_bundle",
     "codec_of",
