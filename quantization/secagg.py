@@ -9,16 +9,16 @@ An update becomes words in six steps:
 
 1. The shared tensors, flat, in the schema's order: x, of d values, ||x|| <= C (the clip norm).
 2. Rotated as a whole by the round's seed (Suresh et al. 2017, section 3; Kairouz et al. 2021,
-   section 4.1): whatever x is, each coordinate is now about N(0, ||x||**2 / d), so that one step
+   section 4): whatever x is, each coordinate is now about N(0, ||x||**2 / d), so that one step
    can fit all.
-3. k coordinates are kept, the same random ones for all devices, and count d / k times (random mask
+3. k coordinates are kept, the same random ones for all devices, and count d / k times (subsampling
    of Konecny et al. 2016, section 3). Masked words cannot be compressed; this can. The factor is
    common to all, so that it is applied once, to the sum.
 4. One step, t C / (sqrt(d) Q), and stochastic rounding, floor(y / step + u) with u uniform on
    [0, 1) (Suresh et al. 2017, section 2.2): unbiased.
 5. Clamped to -Q..Q.
 6. Modulo M, a power of two, at least 2 Q N + 1: the sum of N devices cannot wrap (Bonawitz et al.
-   2017, section 4; Kairouz et al. 2021, section 4.2, who let it wrap rarely). Uniform masks are
+   2017, section 4; Kairouz et al. 2021, section 4, who let it wrap rarely). Uniform masks are
    then uniform bits. Q is the largest that M has room for.
 
 **Clamping is the one bias.** For an update right at the clip norm a coordinate is clamped with
@@ -34,6 +34,9 @@ minimises, per coordinate of unit variance and device,
 | M           | 2**5   | 2**6   | 2**7   | 2**8   | 2**9   | 2**10  |
 | t           | 1.78   | 2.46   | 2.84   | 3.20   | 3.55   | 3.87   |
 | p           | 0.074  | 0.014  | 0.0045 | 0.0014 | 4e-4   | 1e-4   |
+
+Masks hide it if a device's words are not -Q to Q: one device can move a coordinate of the sum by
+more than its clip norm allows. That is for the protocol around this to bound.
 """
 
 import functools

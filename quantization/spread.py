@@ -5,7 +5,7 @@ that is too little: measured on updates of a small CNN, 0.8% of the coordinates 
 standard deviations after chunks of 4,096, one at 128. Here chunks are turned, dealt out like cards
 over all new chunks, and turned again. With chunks of c >= sqrt(n) each of the c values that one
 value became goes to another new chunk or nearly so, whence it reaches all n coordinates: H D P H D,
-P the deal. On the same updates 0.007% lie beyond 4 deviations, as of a normal variable.
+P the deal. On the same updates 0.008% lie beyond 4 deviations, as of a normal variable.
 
 All is orthonormal, and nothing is padded: what is left beside whole chunks is turned in one more
 chunk, the last c values, which overlaps those before it.
