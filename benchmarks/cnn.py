@@ -1,8 +1,8 @@
 """A convolutional network in NumPy: two convolutions of 5 x 5 with max-pooling, two dense layers.
 
 Images lie as [height, width, image, channel]. A step over rows or columns of an image is then a
-long contiguous run over the batch, which is what makes NumPy's slices fast: 1.5 ms for a training
-step of ten images of 28 x 28 on one core, most of it in matrix products. Bias and ReLU come after
+long contiguous run over the batch, which is what makes NumPy's slices fast: most of a training
+step is spent in matrix products. Bias and ReLU come after
 the pooling, which is the same and a quarter of the work.
 """
 
@@ -24,7 +24,7 @@ class Cnn:
     """Conv, pool, conv, pool, dense, dense; ReLU between them, no padding.
 
     Args:
-        side: of the square images in pixels, one grey channel; 4 above a multiple of 4 but one.
+        side: of the square images in pixels, of one grey channel: a multiple of 4, at least 16.
         channels: of the two convolutions.
         hidden: units of the hidden dense layer.
         classes: that are told apart.

@@ -55,6 +55,7 @@ class TestEachWorkload:
         assert task.accuracy(tensors) > task.accuracy(task.initial)
 
 
+@pytest.mark.slow
 def test_the_models_are_as_large_as_they_are_known_to_be() -> None:
     assert workload("digits-mlp", 0).schema.parameters == 17_226
     assert workload("mnist-cnn", 0).schema.parameters == 147_146
@@ -138,6 +139,7 @@ def test_words_beyond_the_vocabulary_are_unknown() -> None:
     assert ranks[0].tolist() == [0, 1, 0, 2, 1, 0, UNKNOWN, 1, 0, UNKNOWN]
 
 
+@pytest.mark.slow
 def test_people_of_the_plays_say_words_and_not_stage_directions() -> None:
     people = sources.plays()
     words = {word for text in people for word in text}
