@@ -13,6 +13,7 @@ from quantization.codecs import CODEC_NAMES, check_spec, feeds_back, name_of
 from quantization.downlink import CatchUp, ChainState, DownlinkChain, resolve_downlink
 from quantization.feedback import encode_with_feedback
 from quantization.payload import Payload, PieceValues, codec_of, decode, encode, payload_bytes_max
+from quantization.secagg import SecaggInt
 
 __all__ = [
     "CODEC_NAMES",
@@ -25,6 +26,7 @@ __all__ = [
     "Payload",
     "PayloadBudgetError",
     "PieceValues",
+    "SecaggInt",
     "Step",
     "apply_bundle",
     "check_spec",
