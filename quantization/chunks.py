@@ -106,7 +106,10 @@ def quantize(
 
 
 def levels(step_rms: float, dead_zone: float) -> Stage:
-    """The nearest of levels in each chunk, read as its mean where it is 1, times a scale.
+    """The nearest of levels in each chunk, times a scale.
+
+    The parameters are the scales' unit, and the ratio of a step to the mean of the first level: a
+    symbol k reads as k where that is 1, 0 or -1, and as k * ratio where it is more.
 
     A dead zone sends magnitudes below (0.5 + dead_zone) steps to 0, which saves more bits than it
     costs error (Sullivan 1996, section IV).
@@ -125,17 +128,17 @@ def levels(step_rms: float, dead_zone: float) -> Stage:
             ones += float(np.count_nonzero(np.abs(quantized.levels) == 1.0))
             ones_sum += float(np.sum(quantized.ones / quantized.steps))
             found.append((quantized.energy, quantized.ones, quantized.rest))
-        level = float(np.float32(ones_sum / ones)) if ones else 1.0
+        ratio = float(np.float32(ones / ones_sum)) if ones else 1.0
         energy, at_one, above = (np.concatenate(each) for each in zip(*found, strict=True))
-        unit, scales = _write(energy, level * at_one + above, exponent, place)
+        unit, scales = _write(energy, at_one + ratio * above, exponent, place)
         _clear(symbols, scales)
-        return Coded(symbols, (unit, level), scales)
+        return Coded(symbols, (unit, ratio), scales)
 
     def backward(
         symbols: Array, parameters: tuple[float, ...], scales: Scales, _place: Place
     ) -> Flat:
         values = symbols.astype(np.float32)
-        np.multiply(values, np.float32(parameters[1]), out=values, where=np.abs(symbols) == 1)
+        np.multiply(values, np.float32(parameters[1]), out=values, where=np.abs(symbols) != 1)
         values *= _read(scales, parameters[0], values.size)
         return values
 

@@ -12,6 +12,15 @@
 | `eden`      | 8  | rotation, nearest levels, a scale a chunk: dense updates    | over rotations|
 | `topk_sign` | 9  | the largest 1%, their signs, one magnitude; error feedback  | no            |
 
+What a decoded value is off by at the most, beside float32's own rounding:
+
+- `raw` nothing; `f16` |x| / 2**11 + max |x| / 2**25;
+- `q8`, `q4`, `ecq_sr` a step; the mean is exact, the variance p (1 - p) step^2;
+- `ecq` half a step, and where the symbol is 1 or -1 a step;
+- `topk_sign` no more than there was: the norm of the error is at most the tensor's;
+- `eden1`, `eden` the norm of a chunk's error is at most 1.5 sqrt(c) of the chunk's, c its size, and
+  what the smallest scale can say; 0.75 and, at the step of 2.5, 1.0 of it in the mean.
+
 An id says how a tensor is read; how it was written (its step, which values were kept) may differ
 from payload to payload: `ecq_sr:16` is `ecq_sr` with a step of 16 rms. Ids are never reused.
 

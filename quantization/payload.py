@@ -72,6 +72,8 @@ from wire.errors import (
 )
 
 LAYOUT: Final = 2
+# The coarsest levels read a chunk as up to 500 times as large as it was.
+_SURELY_READ: Final = 1e34
 # Tokens have no repeats worth a search: level 1 is the fastest, and the smallest on them too.
 ZSTD_LEVEL: Final = 1
 _SCHEMA_BYTES: Final = 4
@@ -106,14 +108,27 @@ def encode(
     Raises:
         LocalProtocolError: no such codec.
         SchemaMismatchError: a name, shape or dtype differs.
-        NotFiniteError: NaN, infinity, or a magnitude above 1e37.
+        NotFiniteError: NaN, infinity, or a magnitude above 1e37; or above 1e34, if the codec reads
+            it as more than a float32 can hold.
         PayloadBudgetError: `rule` bounds the bytes, and no codec is that small.
     """
     schema.check(tensors)
     flats = [np.ravel(tensors[spec_.name]) for spec_ in schema.tensors]
+    largest = 0.0
     for spec_, flat in zip(schema.tensors, flats, strict=True):
-        if flat.size and max(-float(flat.min()), float(flat.max())) > VALUE_ABS_MAX:
+        if flat.size:
+            largest = max(largest, -float(flat.min()), float(flat.max()))
+        if largest > VALUE_ABS_MAX:
             raise NotFiniteError(f"{spec_.name}: has values above {VALUE_ABS_MAX:g}")
+    payload = _encode_any(spec, flats, schema, seed, rule)
+    if largest > _SURELY_READ:
+        decode(payload, schema)
+    return payload
+
+
+def _encode_any(
+    spec: str, flats: list[Flat], schema: Schema, seed: int, rule: AutoRule | None
+) -> bytes:
     if name_of(spec) == AUTO:
         rule = (rule or AutoRule()).with_setting(spec)
         best = b""

@@ -77,8 +77,8 @@ def rotate(values: Flat, seed: int, tensor: int = 0, piece: int = 0) -> Flat:
     if cut.whole:
         whole = out[: cut.edge].reshape(-1, CHUNK)
         # Transposed, each step of the butterfly adds long rows.
-        rows = _hadamard(np.array(whole.T, order="C"), inner[0, :CHUNK])
-        np.copyto(whole, _hadamard(rows, None).T)
+        rows = _hadamard(np.array(whole.T, order="C"), None)
+        np.copyto(whole, _hadamard(rows, inner[0, :CHUNK]).T)
     if cut.rest:
         rest = out[cut.edge :]
         windows = _windows(cut.rest)
@@ -98,8 +98,8 @@ def unrotate(rotated: Flat, seed: int, tensor: int = 0, piece: int = 0) -> Flat:
     cut = chunks_of(rotated.size)
     if cut.whole:
         whole = out[: cut.edge].reshape(-1, CHUNK)
-        rows = _hadamard(np.array(whole.T, order="C"), inner[0, :CHUNK])
-        np.copyto(whole, _hadamard(rows, None).T)
+        rows = _hadamard(np.array(whole.T, order="C"), None)
+        np.copyto(whole, _hadamard(rows, inner[0, :CHUNK]).T)
     if cut.rest:
         rest = out[cut.edge :]
         windows = _windows(cut.rest)
@@ -131,11 +131,14 @@ def _windows(size: int) -> list[slice]:
 
 
 def _hadamard(rows: Flat, factors: Flat | None) -> Flat:
-    """H @ rows / sqrt(c) for c rows, a power of two; times `factors`, one for each row.
+    """H @ (rows / sqrt(c)) for c rows, a power of two; rows times `factors` first, one for each.
 
-    Sums and differences only, in a fixed order: no BLAS, whose bits differ between machines.
+    Sums and differences only, in a fixed order: no BLAS, whose bits differ between machines. What
+    is divided first stays in float32.
     """
     count = len(rows)
+    scale = np.float32(math.sqrt(1.0 / count))
+    rows = rows * (scale if factors is None else (factors * scale)[:, np.newaxis])
     other = np.empty(rows.shape, np.float32)
     half = 1
     while half < count:
@@ -145,9 +148,4 @@ def _hadamard(rows: Flat, factors: Flat | None) -> Flat:
         np.subtract(source[:, 0], source[:, 1], out=target[:, 1])
         rows, other = other, rows
         half *= 2
-    scale = np.float32(math.sqrt(1.0 / count))
-    if factors is None:
-        rows *= scale
-    else:
-        rows *= (factors * scale)[:, np.newaxis]
     return rows

@@ -29,6 +29,8 @@ Array = NDArray[Any]
 Scales = NDArray[np.uint8]
 
 SMALLEST_STEP: Final = float(np.finfo(np.float32).tiny)
+# Three of them are still a float32.
+_LARGEST_STEP: Final = 1e38
 # No symbol may leave int16; a step that is rounded to bfloat16 may be 0.4% smaller than it was.
 _STEPS_MAX: Final = 0.995 * SYMBOL_ABS_MAX
 _BFLOAT16_LOW_BITS: Final = 16
@@ -195,7 +197,7 @@ def _travelling_step(values: Flat, step_of: StepOf) -> float:
     """The step as it travels: 0 when there is nothing to say."""
     if not values.any():
         return 0.0
-    return bfloat16(max(step_of(values), SMALLEST_STEP))
+    return bfloat16(min(max(step_of(values), SMALLEST_STEP), _LARGEST_STEP))
 
 
 # -- stages ----------------------------------------------------------------------------------------
