@@ -151,6 +151,6 @@ class Accumulator:
 
 def _integers(values: NDArray[np.float32], scale: float) -> NDArray[np.int64]:
     """round(value * scale), ties to even; scale is a power of two times a small integer."""
-    scaled = values * np.float64(scale)
+    scaled = np.multiply(values, scale, dtype=np.float64)
     np.rint(scaled, out=scaled)
     return scaled.astype(np.int64)

@@ -21,7 +21,8 @@ from typing import Final
 
 import numpy as np
 
-from quantization.codecs import AUTO, CODECS, Codec, ecq_sr, eden, positive
+from quantization import chunks
+from quantization.codecs import AUTO, CODECS, EDEN_DEAD_ZONE, Codec, ecq_sr, eden, positive
 from quantization.rotation import CHUNK, rotate
 from quantization.stages import Flat, rms
 from wire.errors import LocalProtocolError
@@ -126,7 +127,7 @@ def _options(values: Flat) -> list[_Option]:
     sample = _sample(values) / unit
     magnitudes = np.abs(sample)
     made = [_stochastic(magnitudes, step, values.size) for step in _STEPS_SR]
-    turned = np.abs(rotate(sample, 0))
+    turned = rotate(sample, 0)
     made += [_eden(turned, step, values.size) for step in _STEPS_EDEN]
     return [exact, *(option for option in made if math.isfinite(option.error))]
 
@@ -151,18 +152,21 @@ def _stochastic(scaled: Flat, step: float, size: int) -> _Option:
 
 
 def _eden(turned: Flat, step: float, size: int) -> _Option:
-    """`eden` of |y| / rms at a step in rms."""
-    levels = np.floor(turned / np.float32(step) + np.float32(0.4))
-    ones = levels == 1.0
+    """`eden` of y / rms at a step in rms."""
+    found = chunks.quantize(turned, step, 1.0, EDEN_DEAD_ZONE)
+    ones = np.abs(found.levels) == 1.0
     count = int(np.count_nonzero(ones))
-    if not levels.any():
-        return _Option(eden(step), math.inf, 0.0)
-    mean_one = float(np.sum(turned, where=ones, dtype=np.float64)) / count / step if count else 1.0
-    read = np.where(ones, np.float32(mean_one), levels)
-    inner = float(np.sum(turned * read, dtype=np.float64))
-    error = turned.size * float(np.sum(np.square(read), dtype=np.float64)) / inner**2 - 1.0
-    share = float(np.count_nonzero(levels)) / turned.size
-    return _Option(eden(step), error, _bits(share, share - count / turned.size) * size)
+    share = float(np.count_nonzero(found.levels)) / turned.size
+    level = float(np.sum(found.ones / found.steps)) / count if count else 1.0
+    squares = np.square(np.where(ones, np.float32(level), found.levels))
+    inner = level * found.ones + found.rest
+    known = inner > 0.0
+    # |y|^2 tan^2 of each chunk.
+    read = np.square(found.energy) * chunks.sums(squares, found.cut)
+    read = np.divide(read, np.square(inner), out=np.zeros(read.size), where=known)
+    error = float(np.sum(read - found.energy, where=known)) / float(np.sum(found.energy))
+    bits = _bits(share, share - count / turned.size) + 8.0 * found.cut.count / turned.size
+    return _Option(eden(step), error, bits * size)
 
 
 def _bits(share: float, large: float) -> float:

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     ROUNDING = 0
     ROTATION = 1
     SUBSET = 2
+    SCALES = 3
 
 
 def stream(seed: int, purpose: Purpose, tensor: int = 0, piece: int = 0) -> np.random.Philox:

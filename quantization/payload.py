@@ -9,8 +9,8 @@
     ...    for each tensor with values: codec id u8, then the codec's parameters
     ...    for each block: mode u8, and unless it is 0 three varints: bytes of the squeezed string,
            of its zstd frame (0: it is stored as it is), and of the plain string
-    ...    for each block: zstd frame or squeezed string, plain string, then the values of tensors
-           whose codec makes floats
+    ...    for each block: zstd frame or squeezed string, plain string, then for each piece in order
+           its floats, or its chunks' scales, if its codec makes such
 
 `blocks` says which values a block has, `symbols` what the strings are. A varint is seven bits to a
 byte, lowest first, the top bit set on all but the last (as in MQTT 5.0, section 1.5.5). A zstd
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from quantization import symbols as coding
 from quantization.auto import AutoRule, PayloadBudgetError, choose
 from quantization.blocks import Piece, blocks_of
+from quantization.chunks import CHUNKS_PER_PIECE
 from quantization.codecs import (
     AUTO,
     BY_NUMBER,
@@ -44,7 +45,18 @@ from quantization.codecs import (
     name_of,
 )
 from quantization.reader import VARINT_BYTES_MAX, Reader, varint
-from quantization.stages import Array, Flat, Place, Stage, from_bfloat16, to_bfloat16
+from quantization.rotation import chunks_of
+from quantization.stages import (
+    NO_SCALES,
+    Array,
+    Coded,
+    Flat,
+    Place,
+    Scales,
+    Stage,
+    from_bfloat16,
+    to_bfloat16,
+)
 from wire import Schema, Tensors
 from wire.errors import (
     BadCompressionError,
@@ -60,6 +72,8 @@ from wire.errors import (
 )
 
 LAYOUT: Final = 2
+# The coarsest levels read a chunk as up to 500 times as large as it was.
+_SURELY_READ: Final = 1e34
 # Tokens have no repeats worth a search: level 1 is the fastest, and the smallest on them too.
 ZSTD_LEVEL: Final = 1
 _SCHEMA_BYTES: Final = 4
@@ -94,14 +108,27 @@ def encode(
     Raises:
         LocalProtocolError: no such codec.
         SchemaMismatchError: a name, shape or dtype differs.
-        NotFiniteError: NaN, infinity, or a magnitude above 1e37.
+        NotFiniteError: NaN, infinity, or a magnitude above 1e37; or above 1e34, if the codec reads
+            it as more than a float32 can hold.
         PayloadBudgetError: `rule` bounds the bytes, and no codec is that small.
     """
     schema.check(tensors)
     flats = [np.ravel(tensors[spec_.name]) for spec_ in schema.tensors]
+    largest = 0.0
     for spec_, flat in zip(schema.tensors, flats, strict=True):
-        if flat.size and max(-float(flat.min()), float(flat.max())) > VALUE_ABS_MAX:
+        if flat.size:
+            largest = max(largest, -float(flat.min()), float(flat.max()))
+        if largest > VALUE_ABS_MAX:
             raise NotFiniteError(f"{spec_.name}: has values above {VALUE_ABS_MAX:g}")
+    payload = _encode_any(spec, flats, schema, seed, rule)
+    if largest > _SURELY_READ:
+        decode(payload, schema)
+    return payload
+
+
+def _encode_any(
+    spec: str, flats: list[Flat], schema: Schema, seed: int, rule: AutoRule | None
+) -> bytes:
     if name_of(spec) == AUTO:
         rule = (rule or AutoRule()).with_setting(spec)
         best = b""
@@ -123,19 +150,20 @@ def _encode(asked: int, codecs: list[Codec], flats: list[Flat], schema: Schema, 
     if any(stage.seeded for stage, flat in zip(stages, flats, strict=True) if flat.size):
         asked |= _SEEDED
         head += _SEED.pack(seed)
-    coded: list[Array] = []
+    coded: list[Coded] = []
     for number, (codec, stage, flat) in enumerate(zip(codecs, stages, flats, strict=True)):
-        values, parameters = stage.forward(flat, Place(seed, number))
-        coded.append(values)
-        if flat.size:
-            head.append(codec.number)
-            head += _pack_parameters(stage.parameters, parameters)
+        if not flat.size:
+            coded.append(Coded(flat))
+            continue
+        coded.append(stage.forward(flat, Place(seed, number)))
+        head.append(codec.number)
+        head += _pack_parameters(stage.parameters, coded[-1].parameters)
     bodies = bytearray()
     compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
     for block in blocks_of(schema):
         pieces = [(piece, codecs[piece.tensor].number) for piece in block.pieces]
         parts = [
-            coded[p.tensor][p.start : p.start + p.size]
+            coded[p.tensor].values[p.start : p.start + p.size]
             for p, number in pieces
             if number not in FLOATS
         ]
@@ -150,12 +178,14 @@ def _encode(asked: int, codecs: list[Codec], flats: list[Flat], schema: Schema, 
         bodies += packed.plain
         for p, number in pieces:
             if number in FLOATS:
-                bodies += (
-                    coded[p.tensor][p.start : p.start + p.size].astype(FLOATS[number][0]).tobytes()
-                )
-    start = _HEAD.pack(LAYOUT, asked, _prefix(schema))
+                values = coded[p.tensor].values[p.start : p.start + p.size]
+                bodies += values.astype(FLOATS[number][0]).tobytes()
+            elif stages[p.tensor].scaled:
+                start = p.number * CHUNKS_PER_PIECE
+                bodies += coded[p.tensor].scales[start : start + CHUNKS_PER_PIECE].tobytes()
+    first = _HEAD.pack(LAYOUT, asked, _prefix(schema))
     rest = bytes(head) + bytes(bodies)
-    return start + _CHECK.pack(zlib.crc32(rest, zlib.crc32(start))) + rest
+    return first + _CHECK.pack(zlib.crc32(rest, zlib.crc32(first))) + rest
 
 
 _NONE: Final = np.empty(0, np.int16)
@@ -270,16 +300,15 @@ class Payload:
                 raise BadCompressionError(f"{frame} bytes are no compression of {squeezed}")
             if plain > coding.plain_bytes_max(symbols):
                 raise TooLargeError(f"{plain} bytes of signs for {symbols} values")
-            of_floats = sum(
-                np.dtype(dtype).itemsize * piece.size
+            tail = sum(
+                self._scales(piece) if dtype is None else np.dtype(dtype).itemsize * piece.size
                 for piece, dtype in floats
-                if dtype is not None
             )
-            sizes.append((mode, symbols, squeezed, frame, plain, of_floats))
+            sizes.append((mode, symbols, squeezed, frame, plain, tail))
         bodies, at = [], HEADER_BYTES + reader.at
-        for mode, symbols, squeezed, frame, plain, of_floats in sizes:
+        for mode, symbols, squeezed, frame, plain, tail in sizes:
             bodies.append(_Body(mode, symbols, squeezed, frame, plain, at))
-            at += (frame or squeezed) + plain + of_floats
+            at += (frame or squeezed) + plain + tail
         if at > len(self._data):
             raise TruncatedError(f"{len(self._data)} bytes, {at} promised")
         if at < len(self._data):
@@ -290,6 +319,12 @@ class Payload:
         """The dtype of a piece that is no symbols."""
         codec = self._codecs[piece.tensor]
         return FLOATS[codec.number][0] if codec is not None and codec.number in FLOATS else None
+
+    def _scales(self, piece: Piece) -> int:
+        """How many scales a piece has."""
+        codec = self._codecs[piece.tensor]
+        scaled = codec is not None and _stage_of(codec).scaled
+        return chunks_of(piece.size).count if scaled else 0
 
     def block(self, number: int) -> list[PieceValues]:
         """Decode one block.
@@ -309,20 +344,23 @@ class Payload:
         for piece in self.blocks[number].pieces:
             dtype = self._floats(piece)
             if dtype is not None:
-                decoded.append(self._decode(piece, reader.array(dtype, piece.size), None))
+                floats = reader.array(dtype, piece.size)
+                decoded.append(self._decode(piece, floats, None, NO_SCALES))
                 continue
             stop = start + piece.size
+            scales = np.asarray(reader.array("u1", self._scales(piece)), np.uint8)
             if unpacked.positions is None:
-                decoded.append(self._decode(piece, unpacked.symbols[start:stop], None))
+                symbols, positions = unpacked.symbols[start:stop], None
             else:
                 first, last = np.searchsorted(unpacked.positions, (start, stop))
+                symbols = unpacked.symbols[first:last]
                 positions = unpacked.positions[first:last] - start
-                decoded.append(self._decode(piece, unpacked.symbols[first:last], positions))
+            decoded.append(self._decode(piece, symbols, positions, scales))
             start = stop
         return decoded
 
     def _decode(
-        self, piece: Piece, coded: Array, positions: NDArray[np.int64] | None
+        self, piece: Piece, coded: Array, positions: NDArray[np.int64] | None, scales: Scales
     ) -> PieceValues:
         codec = self._codecs[piece.tensor]
         assert codec is not None  # noqa: S101 - pieces have values, and so a codec
@@ -335,6 +373,7 @@ class Payload:
             values = stage.backward(
                 coded,
                 self._parameters[piece.tensor],
+                scales,
                 Place(self._seed, piece.tensor, piece.number),
             )
         if not np.isfinite(values).all():
@@ -379,6 +418,7 @@ def payload_bytes_max(schema: Schema) -> int:
     bodies = 0
     for block in blocks_of(schema):
         symbols = coding.squeezed_bytes_max(block.size) + coding.plain_bytes_max(block.size)
+        symbols += sum(chunks_of(piece.size).count for piece in block.pieces)
         bodies += 1 + 3 * VARINT_BYTES_MAX + max(symbols, 4 * block.size)
     return header + bodies
 

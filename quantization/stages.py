@@ -5,7 +5,7 @@ travel in the payload's header; `backward` takes a piece of the second tensor an
 gives that piece of the first, or an estimate of it. The last stage of a codec makes small integers,
 which `symbols` turns into bytes. So the order of what a codec does is its definition:
 
-    eden = chain(rotation(), nearest(rms_times(2.5), dead_zone=0.1, unbiased=True))
+    eden = chain(rotation(), chunks.levels(2.5, dead_zone=0.1))
 
 Stages work piece by piece, in float32, with sums in float64 and nothing of a BLAS: the same bits on
 every machine. Parameters travel as bfloat16 or float32, and `forward` works with what travels.
@@ -13,7 +13,7 @@ every machine. Parameters travel as bfloat16 or float32, and `forward` works wit
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -21,13 +21,18 @@ from numpy.typing import NDArray
 
 from quantization.blocks import BLOCK_PARAMETERS_MAX
 from quantization.chance import Purpose, stream, uniform
-from quantization.rotation import CHUNK, rotate, unrotate
+from quantization.rotation import rotate, unrotate
 from quantization.symbols import SYMBOL_ABS_MAX
 
 Flat = NDArray[np.float32]
 Array = NDArray[Any]
+Scales = NDArray[np.uint8]
 
-_SMALLEST_STEP: Final = float(np.finfo(np.float32).tiny)
+SMALLEST_STEP: Final = float(np.finfo(np.float32).tiny)
+# Three of them are still a float32.
+_LARGEST_STEP: Final = 1e38
+# No symbol may leave int16; a step that is rounded to bfloat16 may be 0.4% smaller than it was.
+_STEPS_MAX: Final = 0.995 * SYMBOL_ABS_MAX
 _BFLOAT16_LOW_BITS: Final = 16
 
 
@@ -41,40 +46,68 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Coded:
+    """A tensor behind a stage.
+
+    Attributes:
+        values: as many as there were.
+        parameters: what `backward` needs besides; they travel in the payload's header.
+        scales: a byte for each chunk of each piece (`chunks`), none for most codecs.
+    """
+
+    values: Array
+    parameters: tuple[float, ...] = ()
+    scales: Scales = field(default_factory=lambda: NO_SCALES)
+
+
+NO_SCALES: Final[Scales] = np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """A pair of pure functions.
 
     Attributes:
         parameters: the type of each parameter, "b" for bfloat16 and "f" for float32, in order.
-        forward: (float32[n], place of the tensor) -> (array[n], parameters).
-        backward: (array[m], parameters, place of the piece) -> float32[m].
+        forward: (float32[n], place of the tensor) -> what travels.
+        backward: (array[m], parameters, scales, place of the piece) -> float32[m].
         local: whether a value depends on its own symbol alone, so that a 0 is 0 and needs no look.
         seeded: whether `backward` draws from the payload's seed.
+        scaled: whether there is a scale for each chunk.
     """
 
     parameters: str
-    forward: Callable[[Flat, Place], tuple[Array, tuple[float, ...]]]
-    backward: Callable[[Array, tuple[float, ...], Place], Flat]
+    forward: Callable[[Flat, Place], Coded]
+    backward: Callable[[Array, tuple[float, ...], Scales, Place], Flat]
     local: bool = True
     seeded: bool = False
+    scaled: bool = False
 
 
 def chain(*stages: Stage) -> Stage:
-    """One stage that does what these do, in this order; `backward` in the other."""
+    """One stage that does what these do, in this order; `backward` in the other.
+
+    At most one of them has scales.
+    """
     sizes = [len(stage.parameters) for stage in stages]
 
-    def forward(values: Flat, place: Place) -> tuple[Array, tuple[float, ...]]:
+    def forward(values: Flat, place: Place) -> Coded:
         current: Array = values
         parameters: tuple[float, ...] = ()
+        scales = NO_SCALES
         for stage in stages:
-            current, own = stage.forward(current, place)
-            parameters += own
-        return current, parameters
+            coded = stage.forward(current, place)
+            current = coded.values
+            parameters += coded.parameters
+            scales = coded.scales if stage.scaled else scales
+        return Coded(current, parameters, scales)
 
-    def backward(symbols: Array, parameters: tuple[float, ...], place: Place) -> Flat:
+    def backward(
+        symbols: Array, parameters: tuple[float, ...], scales: Scales, place: Place
+    ) -> Flat:
         current, end = symbols, len(parameters)
         for stage, size in zip(reversed(stages), reversed(sizes), strict=True):
-            current = stage.backward(current, parameters[end - size : end], place)
+            current = stage.backward(current, parameters[end - size : end], scales, place)
             end -= size
         return current
 
@@ -84,6 +117,7 @@ def chain(*stages: Stage) -> Stage:
         backward=backward,
         local=all(stage.local for stage in stages),
         seeded=any(stage.seeded for stage in stages),
+        scaled=any(stage.scaled for stage in stages),
     )
 
 
@@ -122,7 +156,9 @@ def energy(values: Flat) -> float:
     scale = 1.0 if 1e-12 < largest < 1e12 else 2.0 ** -math.frexp(largest)[1]  # noqa: PLR2004
     total = 0.0
     for _number, piece in pieces_of(values.size):
-        part = values[piece] if scale == 1.0 else values[piece] * np.float64(scale)
+        part = values[piece]
+        if scale != 1.0:
+            part = np.multiply(part, scale, dtype=np.float64)
         total += float(np.sum(np.square(part), dtype=np.float64))
     return total / scale / scale
 
@@ -139,9 +175,8 @@ def rms_times(factor: float) -> StepOf:
     """A step of `factor` root mean squares."""
 
     def step(values: Flat) -> float:
-        size = factor * rms(values)
-        # No symbol may leave int16; with a step of a fraction of the rms one outlier could.
-        return max(size, float(np.abs(values).max(initial=0.0)) / (SYMBOL_ABS_MAX - 1))
+        # With a step of a fraction of the rms one outlier could pass the last level.
+        return max(factor * rms(values), float(np.abs(values).max(initial=0.0)) / _STEPS_MAX)
 
     return step
 
@@ -162,7 +197,7 @@ def _travelling_step(values: Flat, step_of: StepOf) -> float:
     """The step as it travels: 0 when there is nothing to say."""
     if not values.any():
         return 0.0
-    return bfloat16(max(step_of(values), _SMALLEST_STEP))
+    return bfloat16(min(max(step_of(values), SMALLEST_STEP), _LARGEST_STEP))
 
 
 # -- stages ----------------------------------------------------------------------------------------
@@ -176,11 +211,10 @@ def stochastic(step_of: StepOf) -> Stage:
     section 3.1 for the use with gradients).
     """
 
-    def forward(values: Flat, place: Place) -> tuple[Array, tuple[float, ...]]:
+    def forward(values: Flat, place: Place) -> Coded:
         step = _travelling_step(values, step_of)
         symbols = np.zeros(values.size, np.int16)
         if step:
-            # Divided in float64: 1 / step of a tiny step leaves float32.
             for number, piece in pieces_of(values.size):
                 noise = uniform(
                     stream(place.seed, Purpose.ROUNDING, place.tensor, number),
@@ -189,61 +223,51 @@ def stochastic(step_of: StepOf) -> Stage:
                 noise += values[piece] / np.float32(step)
                 np.floor(noise, out=noise)
                 symbols[piece] = noise
-        return symbols, (step,)
+        return Coded(symbols, (step,))
 
     return Stage("b", forward, _times_step)
 
 
-def _times_step(symbols: Array, parameters: tuple[float, ...], _place: Place) -> Flat:
+def _times_step(
+    symbols: Array, parameters: tuple[float, ...], _scales: Scales, _place: Place
+) -> Flat:
     return np.multiply(symbols, np.float32(parameters[0]), dtype=np.float32)
 
 
-def nearest(step_of: StepOf, *, dead_zone: float = 0.0, unbiased: bool = False) -> Stage:
+def nearest(step_of: StepOf) -> Stage:
     """Round to the nearest multiple of the step; what rounds to +-1 is read as its mean.
 
-    The mean of a cell has its least square error (Lloyd 1982, condition 2; Max 1960, eq. 3). A dead
-    zone sends magnitudes below (0.5 + dead_zone) steps to 0, which saves more bits than it costs
-    error (Sullivan 1996, section IV).
-
-    Behind a rotation `unbiased` multiplies all levels by |y|^2 / <y, q(y)>, so that the mean over
-    rotations is the vector itself (Vargaftik et al. 2022, EDEN, section 3, eq. 4).
+    The mean of a cell has its least square error (Lloyd 1982, condition 2; Max 1960, eq. 3).
     """
 
-    def forward(values: Flat, _place: Place) -> tuple[Array, tuple[float, ...]]:
+    def forward(values: Flat, _place: Place) -> Coded:
         step = _travelling_step(values, step_of)
         symbols = np.zeros(values.size, np.int16)
         if not step:
-            return symbols, (0.0, 0.0)
-        inner = outer = ones_sum = 0.0
-        ones = 0
+            return Coded(symbols, (0.0, 0.0))
+        ones_sum, ones = 0.0, 0
         for _number, piece in pieces_of(values.size):
             scaled = values[piece] / np.float32(step)
             magnitudes = np.abs(scaled)
-            levels = np.floor(magnitudes + np.float32(0.5 - dead_zone))
+            levels = np.floor(magnitudes + np.float32(0.5))
             symbols[piece] = np.copysign(levels, scaled)
             at_one = levels == 1.0
             ones += int(np.count_nonzero(at_one))
             ones_sum += float(np.sum(magnitudes, where=at_one, dtype=np.float64))
-            if unbiased:
-                inner += float(np.sum(np.square(scaled), dtype=np.float64))
-                large = levels > 1.0
-                outer += float(np.sum(magnitudes * levels, where=large, dtype=np.float64))
         if not symbols.any():
             # Nothing reaches the first level, as in a tensor of equal values: a level a sign.
             np.copyto(symbols, np.sign(values), casting="unsafe")
             ones = int(np.count_nonzero(symbols))
             ones_sum = float(np.sum(np.abs(values), dtype=np.float64)) / step
         level = ones_sum / ones if ones else 1.0
-        gain = 1.0
-        if unbiased:
-            outer += ones_sum * level
-            gain = inner / outer if outer else 1.0
-        return symbols, (_float32(step * gain), _float32(level * step * gain))
+        return Coded(symbols, (_float32(step), _float32(level * step)))
 
     return Stage("ff", forward, _times_levels)
 
 
-def _times_levels(symbols: Array, parameters: tuple[float, ...], _place: Place) -> Flat:
+def _times_levels(
+    symbols: Array, parameters: tuple[float, ...], _scales: Scales, _place: Place
+) -> Flat:
     step, level = np.float32(parameters[0]), np.float32(parameters[1])
     values = np.multiply(symbols, step, dtype=np.float32)
     ones = np.abs(symbols) == 1
@@ -251,24 +275,17 @@ def _times_levels(symbols: Array, parameters: tuple[float, ...], _place: Place) 
     return values
 
 
-def sign(*, unbiased: bool = False) -> Stage:
-    """Keep the sign and one magnitude.
+def sign() -> Stage:
+    """Keep the sign and one magnitude, the mean of those that are not 0.
 
-    The mean magnitude has the least square error (Bernstein et al. 2018; Sattler et al. 2019,
-    algorithm 1). `unbiased`, behind a rotation, it is |y|^2 / |y|_1 (Vargaftik et al. 2021, DRIVE,
-    section 4.2), and a value of 0 counts as positive, so that a symbol is one bit.
+    It has the least square error (Bernstein et al. 2018; Sattler et al. 2019, algorithm 1).
     """
 
-    def forward(values: Flat, _place: Place) -> tuple[Array, tuple[float, ...]]:
+    def forward(values: Flat, _place: Place) -> Coded:
         symbols = np.sign(values).astype(np.int16)
         kept = int(np.count_nonzero(symbols))
-        if not kept:
-            return symbols, (0.0,)
-        magnitudes = float(np.sum(np.abs(values), dtype=np.float64))
-        if unbiased:
-            symbols[symbols == 0] = 1
-            return symbols, (_float32(energy(values) / magnitudes),)
-        return symbols, (_float32(magnitudes / kept),)
+        total = float(np.sum(np.abs(values), dtype=np.float64))
+        return Coded(symbols, (_float32(total / kept) if kept else 0.0,))
 
     return Stage("f", forward, _times_step)
 
@@ -280,36 +297,38 @@ def largest(share: float) -> Stage:
     the first are kept.
     """
 
-    def forward(values: Flat, _place: Place) -> tuple[Array, tuple[float, ...]]:
+    def forward(values: Flat, _place: Place) -> Coded:
         if values.size == 0:
-            return values, ()
+            return Coded(values)
         count = max(1, round(share * values.size))
         magnitudes = np.abs(values)
         edge = np.partition(magnitudes, values.size - count)[values.size - count]
         keep = magnitudes > edge
         at_edge = np.flatnonzero(magnitudes == edge)
         keep[at_edge[: count - int(np.count_nonzero(keep))]] = True
-        return np.where(keep, values, np.float32(0.0)), ()
+        return Coded(np.where(keep, values, np.float32(0.0)))
 
-    def backward(values: Array, _parameters: tuple[float, ...], _place: Place) -> Flat:
+    def backward(
+        values: Array, _parameters: tuple[float, ...], _scales: Scales, _place: Place
+    ) -> Flat:
         return np.asarray(values, np.float32)
 
     return Stage("", forward, backward)
 
 
-def rotation(chunk: int = CHUNK) -> Stage:
-    """The randomized Hadamard transform of `rotation`, with signs from the payload's seed."""
+def rotation() -> Stage:
+    """The random rotation of `rotation`, with signs from the payload's seed."""
 
-    def forward(values: Flat, place: Place) -> tuple[Array, tuple[float, ...]]:
+    def forward(values: Flat, place: Place) -> Coded:
         out = np.empty_like(values)
         for number, piece in pieces_of(values.size):
-            out[piece] = rotate(values[piece], place.seed, place.tensor, number, chunk)
-        return out, ()
+            out[piece] = rotate(values[piece], place.seed, place.tensor, number)
+        return Coded(out)
 
-    def backward(values: Array, _parameters: tuple[float, ...], place: Place) -> Flat:
-        return unrotate(
-            np.asarray(values, np.float32), place.seed, place.tensor, place.piece, chunk
-        )
+    def backward(
+        values: Array, _parameters: tuple[float, ...], _scales: Scales, place: Place
+    ) -> Flat:
+        return unrotate(np.asarray(values, np.float32), place.seed, place.tensor, place.piece)
 
     return Stage("", forward, backward, local=False, seeded=True)
 
