@@ -15,8 +15,8 @@ import numpy as np
 from edge_sdk.signals import SealedUpdate, Train, Trained, TrainingFailed
 from edge_sdk.trainer import EvalResult, Model, Trainer, TrainingStoppedError, TrainResult
 from privacy import clip_l2
-from quantization import CODEC_NAMES, encode, resolve_uplink
-from wire import Manifest, Tensors, limits
+from quantization import PayloadBudgetError, check_spec, encode
+from wire import LocalProtocolError, Manifest, Tensors, limits
 from wire.errors import NotFiniteError, RemoteProtocolError, SchemaMismatchError
 
 _DETAIL_CHARS: Final = 160
@@ -53,6 +53,8 @@ class TrainingWork:
             reason = "stopped"
         except MemoryError:
             reason = "out_of_memory"
+        except PayloadBudgetError as error:
+            reason, detail = "payload_budget", str(error)
         except RemoteProtocolError as error:
             # The trainer returned what the wire would refuse: the wire's own word for it.
             reason, detail = error.reason, str(error)
@@ -67,8 +69,9 @@ class TrainingWork:
 
     def _run(self) -> Trained | TrainingFailed:
         order = self.order
-        codec = resolve_uplink(order.codec) if order.codec in (*CODEC_NAMES, "auto") else ""
-        if not codec:
+        try:
+            codec = check_spec(order.codec)
+        except LocalProtocolError:
             return TrainingFailed(order.round, "unknown_codec", order.codec[:_DETAIL_CHARS])
         trainer = self.make_trainer()
         measured = trainer.evaluate(self._model(), order.plan, stop=self._is_stopped)

@@ -9,7 +9,7 @@ from edge_sdk.signals import Train, Trained, TrainingFailed
 from edge_sdk.trainer import Stop
 from edge_sdk.work import TrainingWork
 from privacy import l2_norm
-from quantization import decode
+from quantization import CODEC_NAMES, codec_of, decode, name_of
 from wire import Manifest, Plan
 from wire.limits import METRICS_MAX
 
@@ -136,10 +136,25 @@ def test_whatever_user_code_does_ends_in_a_typed_reason(
     assert event.reason == reason
 
 
-def test_a_codec_that_is_not_known_here_is_declined() -> None:
-    event = work(plus(1.0), codec="next_years").run()
+@pytest.mark.parametrize("codec", ["next_years", "ecq_sr:much", "raw:2", "auto:1:2:3", "", ":"])
+def test_a_codec_that_is_not_known_here_is_declined(codec: str) -> None:
+    event = work(plus(1.0), codec=codec).run()
     assert isinstance(event, TrainingFailed)
     assert event.reason == "unknown_codec"
+
+
+@pytest.mark.parametrize("codec", [*CODEC_NAMES, "ecq_sr:16", "auto:0.5", "auto:0.5:900"])
+def test_every_codec_of_the_house_is_taken(codec: str) -> None:
+    done = work(plus(1.0), codec=codec)
+    assert isinstance(done.run(), Trained)
+    assert codec_of(done.payload) == name_of(codec)
+
+
+def test_an_update_that_no_codec_makes_small_enough_is_declined() -> None:
+    event = work(plus(1.0), codec="auto:0.5:8").run()
+    assert isinstance(event, TrainingFailed)
+    assert event.reason == "payload_budget"
+    assert "8 are allowed" in event.detail
 
 
 def test_a_stop_during_training_wins_over_its_result() -> None:
