@@ -28,6 +28,8 @@ Flat = NDArray[np.float32]
 Array = NDArray[Any]
 
 _SMALLEST_STEP: Final = float(np.finfo(np.float32).tiny)
+# Of a tensor whose values are up to 1e37 large, whatever the factor: a level stays in float32.
+_LARGEST_STEP: Final = 1e38
 _BFLOAT16_LOW_BITS: Final = 16
 
 
@@ -162,7 +164,7 @@ def _travelling_step(values: Flat, step_of: StepOf) -> float:
     """The step as it travels: 0 when there is nothing to say."""
     if not values.any():
         return 0.0
-    return bfloat16(max(step_of(values), _SMALLEST_STEP))
+    return bfloat16(min(max(step_of(values), _SMALLEST_STEP), _LARGEST_STEP))
 
 
 # -- stages ----------------------------------------------------------------------------------------
