@@ -1,7 +1,8 @@
 """The models that a device has: version 0 came with the task, later ones over the wire.
 
 Kept are the newest (deltas are applied to it, and training starts from it) and the released one
-(the app uses it). A file appears whole or not at all; what is read is checked against its digest by
+(the app uses it); beside them the personal part, and what a codec with error feedback left out of
+the last update. A file appears whole or not at all; what is read is checked against its digest by
 whoever asked for it.
 """
 
@@ -19,6 +20,7 @@ from wire import Schema, Tensors
 from wire.errors import RemoteProtocolError
 
 _PERSONAL_FILE: Final = "personal.npz"
+_RESIDUAL_FILE: Final = "residual.npz"
 
 
 class ModelShelf(Protocol):
@@ -48,6 +50,14 @@ class ModelShelf(Protocol):
         """Keep the device's own part."""
         ...
 
+    def residual(self) -> Tensors:
+        """What the codec left out of the last update; empty when there is nothing."""
+        ...
+
+    def save_residual(self, tensors: Tensors) -> None:
+        """Keep what was left out; empty drops what was kept."""
+        ...
+
 
 class MemoryShelf:
     """Models of an emulated device: arrays are shared with every other device that has them."""
@@ -55,6 +65,7 @@ class MemoryShelf:
     def __init__(self) -> None:
         self._models: dict[int, Tensors] = {}
         self._personal: Tensors = {}
+        self._residual: Tensors = {}
 
     def load(self, version: int) -> Tensors | None:
         """A version's shared tensors."""
@@ -80,6 +91,14 @@ class MemoryShelf:
     def save_personal(self, tensors: Tensors) -> None:
         """Keep the device's own part."""
         self._personal = tensors
+
+    def residual(self) -> Tensors:
+        """What the codec left out of the last update."""
+        return self._residual
+
+    def save_residual(self, tensors: Tensors) -> None:
+        """Keep what was left out."""
+        self._residual = tensors
 
 
 class FileShelf:
@@ -135,6 +154,23 @@ class FileShelf:
         """Keep the device's own part."""
         if tensors:
             _write(self._directory / _PERSONAL_FILE, tensors)
+
+    def residual(self) -> Tensors:
+        """What the codec left out of the last update; nothing when it is of another schema."""
+        kept = _read(self._directory / _RESIDUAL_FILE)
+        try:
+            self._schema.shared.check(kept)
+        except RemoteProtocolError:
+            return {}
+        return kept
+
+    def save_residual(self, tensors: Tensors) -> None:
+        """Keep what was left out; empty drops what was kept."""
+        path = self._directory / _RESIDUAL_FILE
+        if tensors:
+            _write(path, tensors)
+        else:
+            path.unlink(missing_ok=True)
 
     def _file(self, version: int) -> Path:
         return self._directory / f"model-{version}.npz"

@@ -15,7 +15,13 @@ import numpy as np
 from edge_sdk.signals import SealedUpdate, Train, Trained, TrainingFailed
 from edge_sdk.trainer import EvalResult, Model, Trainer, TrainingStoppedError, TrainResult
 from privacy import clip_l2
-from quantization import PayloadBudgetError, check_spec, encode
+from quantization import (
+    PayloadBudgetError,
+    check_spec,
+    encode,
+    encode_with_feedback,
+    keeps_residual,
+)
 from wire import LocalProtocolError, Manifest, Tensors, limits
 from wire.errors import NotFiniteError, RemoteProtocolError, SchemaMismatchError
 
@@ -27,7 +33,8 @@ _NO_EXAMPLES: Final = "no_examples"
 class TrainingWork:
     """A `Train` effect with everything that it needs.
 
-    After `run`, `payload` and `personal` belong to the `Trained` event that it returned.
+    After `run`, `payload`, `new_personal` and `new_residual` belong to the `Trained` event that it
+    returned. `residual` is what earlier updates left out, empty for none.
     """
 
     order: Train
@@ -35,8 +42,10 @@ class TrainingWork:
     base: Tensors
     personal: Tensors
     make_trainer: Callable[[], Trainer]
+    residual: Tensors = field(default_factory=dict)
     payload: bytes = b""
     new_personal: Tensors = field(default_factory=dict)
+    new_residual: Tensors = field(default_factory=dict)
     examples_seen: int = 0
     _stopped: bool = False
 
@@ -84,7 +93,14 @@ class TrainingWork:
         if order.plan.clip_norm > 0.0:
             delta = clip_l2(delta, order.plan.clip_norm)
         seed = int.from_bytes(order.update_id[:8], "little")
-        self.payload = encode(codec, delta, self.manifest.schema.shared, seed=seed)
+        schema = self.manifest.schema.shared
+        # With a clip nothing is fed back: what is sent would be longer than the clip allows.
+        if keeps_residual(codec) and order.plan.clip_norm == 0.0:
+            self.payload, self.new_residual = encode_with_feedback(
+                codec, delta, self.residual, schema, seed=seed
+            )
+        else:
+            self.payload = encode(codec, delta, schema, seed=seed)
         self.examples_seen = result.num_examples * order.plan.local_epochs
         sealed = SealedUpdate(
             update_id=order.update_id,

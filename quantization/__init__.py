@@ -9,7 +9,7 @@ such payloads. Nothing here knows of devices or rounds.
 from quantization.accumulator import Accumulator
 from quantization.auto import AutoRule, PayloadBudgetError
 from quantization.bundle import Bundle, Step, apply_bundle, pack_bundle, unpack_bundle
-from quantization.codecs import CODEC_NAMES, check_spec, feeds_back, name_of
+from quantization.codecs import CODEC_NAMES, check_spec, feeds_back, keeps_residual, name_of
 from quantization.downlink import CatchUp, ChainState, DownlinkChain, resolve_downlink
 from quantization.feedback import encode_with_feedback
 from quantization.payload import Payload, PieceValues, codec_of, decode, encode, payload_bytes_max
@@ -33,6 +33,7 @@ __all__ = [
     "encode",
     "encode_with_feedback",
     "feeds_back",
+    "keeps_residual",
     "name_of",
     "pack_bundle",
     "payload_bytes_max",

@@ -219,6 +219,16 @@ def check_spec(spec: str) -> str:
     return spec
 
 
+def keeps_residual(spec: str) -> bool:
+    """Whether a device that sends with this codec has to add what the last update left out.
+
+    So it is with a codec that is biased and whose error shrinks; with any other, `auto` and one
+    that is not known included, it is not.
+    """
+    codec = CODECS.get(name_of(spec))
+    return codec is not None and codec.feeds_back and not codec.unbiased
+
+
 def feeds_back(spec: str) -> bool:
     """Whether what this codec leaves out may be put into the next message."""
     return codec_for(spec).feeds_back

@@ -1,8 +1,10 @@
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_sdk import EvalResult, Model, TrainingStoppedError, TrainResult
 from edge_sdk.signals import Train, Trained, TrainingFailed
@@ -10,7 +12,7 @@ from edge_sdk.trainer import Stop
 from edge_sdk.work import TrainingWork
 from privacy import l2_norm
 from quantization import CODEC_NAMES, codec_of, decode, name_of
-from wire import Manifest, Plan
+from wire import Manifest, Plan, Tensors
 from wire.limits import METRICS_MAX
 
 SHAPES = {"w": (2, 2), "head": (3,), "fixed": (1,)}
@@ -179,3 +181,44 @@ def test_metrics_are_bounded_and_finite() -> None:
     assert len(event.sealed.metrics) == METRICS_MAX
     assert not {"bad", "", "x" * 99} & set(event.sealed.metrics)
     assert next(itertools.islice(event.sealed.metrics, 1)) == "base_accuracy"
+
+
+LARGE = Manifest({"w": np.zeros(200, np.float32)})
+
+
+def sends(
+    codec: str, delta: NDArray[np.float32], residual: Tensors, *, clip_norm: float = 0.0
+) -> TrainingWork:
+    base = work(
+        lambda _model, _stop: TrainResult({"w": delta}, 12), codec=codec, clip_norm=clip_norm
+    )
+    made = replace(base, manifest=LARGE, base=LARGE.tensors, residual=residual)
+    assert isinstance(made.run(), Trained)
+    return made
+
+
+def test_what_topk_sign_leaves_out_of_one_update_is_in_the_next() -> None:
+    delta = np.linspace(0.5, 1.0, 200).astype(np.float32)
+    total, residual = np.zeros(200), Tensors()
+    for _ in range(400):
+        done = sends("topk_sign", delta, residual)
+        total += decode(done.payload, LARGE.schema)["w"]
+        residual = done.new_residual
+    np.testing.assert_allclose(total + residual["w"], 400 * delta.astype(np.float64), rtol=1e-3)
+    assert np.count_nonzero(total) == 200  # without feedback it would be the two largest, always
+    assert np.abs(residual["w"]).max() < 200
+
+
+def test_a_codec_without_bias_neither_adds_nor_keeps_anything() -> None:
+    delta, old = np.ones(200, np.float32), {"w": np.full(200, 7.0, np.float32)}
+    for codec in ("raw", "ecq_sr", "eden", "auto:0.5"):
+        done = sends(codec, delta, old)
+        assert done.new_residual == {}
+        assert abs(float(decode(done.payload, LARGE.schema)["w"].mean()) - 1.0) < 0.5
+
+
+def test_nothing_is_fed_back_past_a_clip() -> None:
+    delta, old = np.ones(200, np.float32), {"w": np.full(200, 7.0, np.float32)}
+    done = sends("topk_sign", delta, old, clip_norm=0.1)
+    assert done.new_residual == {}
+    assert l2_norm(decode(done.payload, LARGE.schema)) <= 0.1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import STORE_FILE, Coordinator, FederationConfig, Store, init_state, load_identity
-from coordinator.config import Federation, Rounds
+from coordinator.config import Federation, Rounds, Uplink
 from edge_sdk import DeviceDriver, DeviceInfo
 from edge_sdk.journal import Enrolment, MemoryJournal
 from edge_sdk.models import MemoryShelf
@@ -37,6 +37,7 @@ class Loopback:
         order: shuffles what is under way; None delivers in order.
         tamper: what becomes of each packet on its way: none, one or several.
         evaluator: what `task.test()` returned.
+        uplink: the file's `[uplink]`.
         device_model: what `task.model()` returns on devices, if that is another.
     """
 
@@ -49,13 +50,16 @@ class Loopback:
         order: random.Random | None = None,
         tamper: Tamper = faithful,
         evaluator: Any = None,
+        uplink: Uplink = Uplink(),  # noqa: B008 - it cannot be changed
         device_model: Manifest | None = None,
     ) -> None:
         self.now_s = 1_000.0
         self.crypto = StubCrypto()
         self.reports: list[Report] = []
         self.tamper = tamper
-        self.config = FederationConfig(federation=Federation(name="toy"), rounds=rounds)
+        self.config = FederationConfig(
+            federation=Federation(name="toy"), rounds=rounds, uplink=uplink
+        )
         self.directory = directory
         self._order = order
         self._evaluator = evaluator
