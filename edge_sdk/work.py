@@ -131,7 +131,8 @@ class TrainingWork:
                 if spec.part == "shared":
                     delta[spec.name] = np.zeros(spec.shape, np.float32)
                 continue
-            new = np.asarray(result.tensors[spec.name], np.float32)
+            with np.errstate(over="ignore"):  # what leaves float32 is infinite, and found below
+                new = np.asarray(result.tensors[spec.name], np.float32)
             if new.shape != spec.shape:
                 raise SchemaMismatchError(
                     f"the trainer returned {spec.name} as {list(new.shape)}, not {list(spec.shape)}"

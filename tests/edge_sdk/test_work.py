@@ -129,7 +129,6 @@ def returns(tensors: dict[str, object], count: int = 3) -> Callable[[Model, Stop
         (lambda _model, _stop: None, "trainer_failed"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_whatever_user_code_does_ends_in_a_typed_reason(
     train: Callable[[Model, Stop], TrainResult], reason: str
 ) -> None:
