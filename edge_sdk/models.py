@@ -8,15 +8,13 @@ whoever asked for it.
 
 import contextlib
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
-from wire import Schema, Tensors
+from wire import Schema, Tensors, npz
 from wire.errors import RemoteProtocolError
 
 _PERSONAL_FILE: Final = "personal.npz"
@@ -179,18 +177,16 @@ class FileShelf:
 def _read(path: Path) -> Tensors:
     """What a file of arrays holds; nothing when it is not there or not one."""
     try:
-        # np.load leaves a damaged file open when it is given the path.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        with path.open("rb") as file:
+            return npz.read(file)
+    except (OSError, npz.NpzError):
         return {}
 
 
 def _write(path: Path, tensors: Tensors) -> None:
     temporary = path.with_suffix(".tmp")
-    arrays: dict[str, Any] = dict(tensors)
     with temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        npz.write(file, tensors)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

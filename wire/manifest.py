@@ -156,7 +156,7 @@ class Manifest:
             if given.ndim > limits.TENSOR_RANK_MAX:
                 raise ManifestError(f"{name}: rank {given.ndim}, at most {limits.TENSOR_RANK_MAX}")
             parts[name] = part_of(name, given.dtype, self.parts.get(name))
-            converted[name] = _as_float32(name, given)
+            converted[name] = as_float32(name, given)
         if "shared" not in parts.values():
             raise ManifestError("no tensor is shared, so there is nothing to learn together")
         object.__setattr__(self, "tensors", converted)
@@ -213,7 +213,7 @@ def part_of(name: str, dtype: np.dtype[Any], marked: Part | None = None) -> Part
     return "personal" if integer or name.partition(":")[0].endswith(STATISTICS) else "shared"
 
 
-def _as_float32(name: str, given: NDArray[Any]) -> NDArray[np.float32]:
+def as_float32(name: str, given: NDArray[Any]) -> NDArray[np.float32]:
     """A contiguous float32 copy or view.
 
     Raises:
@@ -233,7 +233,7 @@ def _as_float32(name: str, given: NDArray[Any]) -> NDArray[np.float32]:
         array = np.ascontiguousarray(given, dtype=np.float32).reshape(given.shape)
     if not np.isfinite(array).all():
         fits = "do not fit float32" if np.isfinite(given).all() else "are not finite"
-        raise ManifestError(f"{name}: initial values {fits}")
+        raise ManifestError(f"{name}: has values that {fits}")
     return array
 
 

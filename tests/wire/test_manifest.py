@@ -179,7 +179,7 @@ def test_a_manifest_converts_to_float32_and_keeps_shapes_and_order() -> None:
         ({"x": np.ones((1,) * 9)}, {}, "rank 9"),
         ({"x": np.array([1.0, math.nan])}, {}, "not finite"),
         ({"x": np.array([math.inf])}, {}, "not finite"),
-        ({"x": np.array([1e39])}, {}, "x: initial values do not fit float32"),
+        ({"x": np.array([1e39])}, {}, "x: has values that do not fit float32"),
         ({"x": np.array([np.longdouble("1e400")])}, {}, "do not fit float32"),
         ({"x": np.ones(1, complex)}, {}, "x: complex128 is no dtype"),
         ({"x": np.array(["1"])}, {}, "no dtype"),
