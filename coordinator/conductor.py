@@ -34,7 +34,7 @@ from coordinator.signals import (
     Validate,
 )
 from coordinator.store import Store
-from quantization import FixedPointSum, resolve_uplink
+from quantization import Accumulator
 from wire import (
     CancelWake,
     Effect,
@@ -118,7 +118,7 @@ class Conductor:
             row.device for row in store.updates() if row.counted
         )
         self._payloads: dict[bytes, bytes] = {}
-        self._sum: FixedPointSum | None = None
+        self._sum: Accumulator | None = None
         self._events: deque[object] = deque()
         self._traffic_before = (0, 0)
         self._declines: dict[str, str] = {}
@@ -236,13 +236,14 @@ class Conductor:
             deadline_at_s=deadline_at_s,
             taken_part=self._taken_part,
         )
+        cohort = min(config.cohort, len(chosen))
         opened = RoundOpened(
             round=number,
             base_version=self._models.version,
             base_digest=self._models.digest,
             plan=self._config.plan((self._seed * 1_000_003 + number) & _SEED_MASK),
-            codec=resolve_uplink(self._config.uplink.codec),
-            cohort=min(config.cohort, len(chosen)),
+            codec=self._config.uplink.spec_for(cohort),
+            cohort=cohort,
             needed=config.needed,
             invited={lease.device: lease.check_in for lease in chosen},
             opened_at_s=now_s,
@@ -314,13 +315,11 @@ class Conductor:
         if self._sum is None:
             raise LocalProtocolError("no round is being summed")
         with np.errstate(over="raise", invalid="raise", divide="raise"):
-            commit, served, exact = self._models.next_version(
-                self._sum, effect.round, effect.accepted
-            )
+            commit, state = self._models.next_version(self._sum, effect.round, effect.accepted)
         released = self._store.released("stable")
         keep = frozenset({self._models.version} | ({released["version"]} if released else set()))
         self._store.commit_round(commit, now_s, keep=keep)
-        self._models.adopt(commit, served, exact)
+        self._models.adopt(commit, state)
         self._sum = None
         self._taken_part.update(self.round.owners[key] for key in effect.accepted)
         self._after_commit(effect.round, now_s)

@@ -5,16 +5,19 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
-from wire import limits, settings, topics
+from quantization import AutoRule, check_spec, name_of, resolve_downlink
+from wire import LocalProtocolError, limits, settings, topics
 from wire.messages import Plan
 
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Codec = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
+_AUTO: Final = "auto"
 
 
 class Federation(Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,10 +74,24 @@ class Aggregation(Struct, frozen=True, forbid_unknown_fields=True):
     weight_cap: Annotated[int, Meta(ge=1, le=limits.WEIGHT_MAX)] = 1000
 
 
-class Link(Struct, frozen=True, forbid_unknown_fields=True):
-    """[uplink] and [downlink]: how tensors become bytes."""
+class Uplink(Struct, frozen=True, forbid_unknown_fields=True):
+    """[uplink]: how updates become bytes."""
 
-    codec: Literal["auto", "raw", "f16", "q8", "ecq_sr", "ecq"] = "auto"
+    codec: Codec = _AUTO
+    payload_bytes_max: Annotated[int, Meta(ge=0, le=limits.TRANSFER_BYTES_MAX)] = 0
+
+    def spec_for(self, cohort: int) -> str:
+        """What an invitation to a round of `cohort` updates names as its codec."""
+        if self.codec != _AUTO and not self.payload_bytes_max:
+            return self.codec
+        rule = AutoRule.for_cohort(cohort, payload_bytes_max=self.payload_bytes_max)
+        return rule.with_setting(self.codec).spec
+
+
+class Downlink(Struct, frozen=True, forbid_unknown_fields=True):
+    """[downlink]: how the change from one version to the next becomes bytes."""
+
+    codec: Codec = _AUTO
 
 
 class Privacy(Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,8 +132,8 @@ class FederationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     rounds: Rounds = Rounds()
     selection: Selection = Selection()
     aggregation: Aggregation = Aggregation()
-    uplink: Link = Link()
-    downlink: Link = Link()
+    uplink: Uplink = Uplink()
+    downlink: Downlink = Downlink()
     privacy: Privacy = Privacy()
     broker: Broker = Broker()
     fleet: Fleet = Fleet()
@@ -145,6 +162,7 @@ def load_config(path: Path) -> FederationConfig:
             f"{path}:{line}: [federation] name: {config.federation.name!r} must be 1 to 64"
             " lower-case letters, digits, dots, dashes or underscores, and not 'enrol'"
         )
+    _check_codecs(config, text, path)
     if config.privacy.noise_multiplier > 0.0:
         line = settings.locate_line(text, ("privacy", "noise_multiplier"))
         raise settings.SettingsError(
@@ -152,3 +170,22 @@ def load_config(path: Path) -> FederationConfig:
             f" {config.privacy.mode!r}; write 0.0"
         )
     return config
+
+
+def _check_codecs(config: FederationConfig, text: str, path: Path) -> None:
+    for table, codec, check in (
+        ("uplink", config.uplink.codec, check_spec),
+        ("downlink", config.downlink.codec, resolve_downlink),
+    ):
+        try:
+            check(codec)
+        except LocalProtocolError as error:
+            line = settings.locate_line(text, (table, "codec"))
+            raise settings.SettingsError(f"{path}:{line}: [{table}] codec: {error}") from error
+    uplink = config.uplink
+    if uplink.payload_bytes_max and (name_of(uplink.codec) != _AUTO or uplink.codec.count(":") > 1):
+        line = settings.locate_line(text, ("uplink", "payload_bytes_max"))
+        raise settings.SettingsError(
+            f"{path}:{line}: [uplink] payload_bytes_max: it is for codec auto or auto:ERROR, and"
+            f' codec is {uplink.codec!r}; leave it out, or write codec = "auto"'
+        )

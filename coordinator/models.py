@@ -1,11 +1,8 @@
 """The federation's model through its versions: aggregate, quantize for the way down, keep, serve.
 
 Two forms of each version are kept. *exact* is what aggregation gave. *served* is what a device can
-rebuild from the quantized deltas that it was sent. The next delta is taken from `served` to the
-new `exact`, so what quantization left out of one version is in the next one's delta: error feedback
-with a single state, which cannot go stale. A codec whose error must not be fed back (see
-`quantization.codecs`) leaves `exact` equal to `served`.
-Devices train from `served`, its digest is the model's digest, and it is what is evaluated.
+rebuild from the quantized deltas that it was sent: see `quantization.downlink`, which makes the
+deltas. Devices train from `served`, its digest is the model's digest, and it is what is evaluated.
 """
 
 from collections import OrderedDict
@@ -15,16 +12,7 @@ from typing import Final
 import numpy as np
 
 from coordinator.store import ModelCommit, Store, StoreError
-from quantization import (
-    FixedPointSum,
-    Step,
-    decode,
-    encode,
-    feeds_back,
-    pack_bundle,
-    payload_bytes_max,
-    resolve_downlink,
-)
+from quantization import Accumulator, ChainState, DownlinkChain, payload_bytes_max
 from wire import Manifest, Schema, Tensors, limits, tensors_digest
 
 _BUNDLES_KEPT: Final = 8
@@ -73,6 +61,7 @@ class Models:
         now_s: unix seconds.
 
     Raises:
+        LocalProtocolError: no such codec.
         StoreError: the state directory holds another model.
     """
 
@@ -80,7 +69,7 @@ class Models:
         self.manifest = manifest
         self.schema = manifest.schema.shared
         self._store = store
-        self._codec = resolve_downlink(codec)
+        self._chain = DownlinkChain(self.schema, codec)
         self._bundles: OrderedDict[tuple[int, int], Download] = OrderedDict()
         known = store.get("schema_digest")
         digest = bytes.fromhex(self.schema.digest)
@@ -88,26 +77,37 @@ class Models:
             raise StoreError(f"{store.path}: holds another model; use a new state directory for it")
         latest = store.latest_version()
         if latest is None:
-            self._start()
-            store.add_first_model(self._commit_record(0, 0, b"", ()), now_s)
+            first = {spec.name: manifest.tensors[spec.name] for spec in self.schema.tensors}
+            self._state = ChainState(0, first, dict(first))
+            commit = self._commit_of(self._state, 0, b"", ())
+            self.digest = commit.digest
+            store.add_first_model(commit, now_s)
             store.put("schema_digest", digest)
         else:
             kept = store.tensors(latest)
             if kept is None:
                 raise StoreError(f"{store.path}: the tensors of version {latest} are missing")
-            self.version = latest
-            self.served = tensors_from_bytes(self.schema, kept[0])
-            self.exact = tensors_from_bytes(self.schema, kept[1])
-            self.digest = bytes.fromhex(tensors_digest(self.schema, self.served))
+            served, exact = (tensors_from_bytes(self.schema, data) for data in kept)
+            self._state = ChainState(latest, served, exact)
+            self.digest = bytes.fromhex(tensors_digest(self.schema, served))
             row = store.model(latest)
             if row is None or row["digest"] != self.digest:
                 raise StoreError(f"{store.path}: version {latest} is damaged")
 
-    def _start(self) -> None:
-        self.version = 0
-        self.served = {spec.name: self.manifest.tensors[spec.name] for spec in self.schema.tensors}
-        self.exact = dict(self.served)
-        self.digest = bytes.fromhex(tensors_digest(self.schema, self.served))
+    @property
+    def version(self) -> int:
+        """The latest version's number."""
+        return self._state.version
+
+    @property
+    def served(self) -> Tensors:
+        """The latest version as devices hold it."""
+        return self._state.served
+
+    @property
+    def exact(self) -> Tensors:
+        """The latest version as it was aggregated."""
+        return self._state.exact
 
     @property
     def payload_bytes_max(self) -> int:
@@ -118,53 +118,37 @@ class Models:
         """All tensors, those that do not travel as the task made them, in the manifest's order."""
         return self.manifest.complete(served)
 
-    def sum(self, *, weight_cap: int, updates_max: int) -> FixedPointSum:
+    def sum(self, *, weight_cap: int, updates_max: int) -> Accumulator:
         """A fresh accumulator for one round."""
-        return FixedPointSum(self.schema, weight_cap=weight_cap, updates_max=updates_max)
+        return Accumulator(self.schema, weight_cap=weight_cap, updates_max=updates_max)
 
     def next_version(
-        self, total: FixedPointSum, round_number: int, accepted: tuple[bytes, ...]
-    ) -> tuple[ModelCommit, Tensors, Tensors]:
+        self, total: Accumulator, round_number: int, accepted: tuple[bytes, ...]
+    ) -> tuple[ModelCommit, ChainState]:
         """FedAvg (McMahan et al. 2017, algorithm 1): the weighted mean of deltas, added.
 
         Returns:
-            What to write, and the new (served, exact) tensors for `adopt` once it is written.
+            What to write, and the new state for `adopt` once it is written.
         """
         mean, _weight = total.finish()
         exact = {name: self.exact[name] + mean[name] for name in self.exact}
-        change = {name: exact[name] - self.served[name] for name in exact}
-        delta = encode(self._codec, change, self.schema, seed=round_number)
-        step = decode(delta, self.schema)
-        served = {name: self.served[name] + step[name] for name in exact}
-        if not feeds_back(self._codec):
-            exact = served
-        version = self.version + 1
-        commit = ModelCommit(
-            round=round_number,
-            version=version,
-            digest=bytes.fromhex(tensors_digest(self.schema, served)),
-            delta=delta,
-            served=tensors_to_bytes(self.schema, served),
-            exact=tensors_to_bytes(self.schema, exact),
-            accepted=accepted,
-        )
-        return commit, served, exact
+        delta, state = self._chain.advance(self._state, exact, seed=round_number)
+        return self._commit_of(state, round_number, delta, accepted), state
 
-    def adopt(self, commit: ModelCommit, served: Tensors, exact: Tensors) -> None:
+    def adopt(self, commit: ModelCommit, state: ChainState) -> None:
         """Make a version that is on disk the latest."""
-        self.version, self.digest = commit.version, commit.digest
-        self.served, self.exact = served, exact
+        self._state, self.digest = state, commit.digest
 
-    def _commit_record(
-        self, version: int, round_number: int, delta: bytes, accepted: tuple[bytes, ...]
+    def _commit_of(
+        self, state: ChainState, round_number: int, delta: bytes, accepted: tuple[bytes, ...]
     ) -> ModelCommit:
         return ModelCommit(
             round=round_number,
-            version=version,
-            digest=self.digest,
+            version=state.version,
+            digest=bytes.fromhex(tensors_digest(self.schema, state.served)),
             delta=delta,
-            served=tensors_to_bytes(self.schema, self.served),
-            exact=tensors_to_bytes(self.schema, self.exact),
+            served=tensors_to_bytes(self.schema, state.served),
+            exact=tensors_to_bytes(self.schema, state.exact),
             accepted=accepted,
         )
 
@@ -181,32 +165,19 @@ class Models:
         if key in self._bundles:
             self._bundles.move_to_end(key)
             return self._bundles[key]
-        chain = self._chain(version, have)
-        snapshot = self._snapshot(version)
-        options = [bundle for bundle in (chain, snapshot) if bundle is not None]
-        if not options:
+        found = self._chain.catch_up(version, have, step_of=self._step, served_of=self._served)
+        if found is None:
             return None
-        best = min(options, key=lambda bundle: len(bundle.payload))
+        best = Download(version, found.from_version, found.bundle)
         self._bundles[key] = best
         if len(self._bundles) > _BUNDLES_KEPT:
             self._bundles.popitem(last=False)
         return best
 
-    def _chain(self, version: int, have: int) -> Download | None:
-        if not 0 <= have < version or version - have > limits.DELTAS_PER_BUNDLE_MAX:
-            return None
-        steps = []
-        for number in range(have + 1, version + 1):
-            row = self._store.model(number)
-            if row is None:
-                return None
-            steps.append(Step(number, bytes(row["delta"])))
-        return Download(version, have, pack_bundle(have, tuple(steps)))
+    def _step(self, version: int) -> bytes | None:
+        row = self._store.model(version)
+        return None if row is None else bytes(row["delta"])
 
-    def _snapshot(self, version: int) -> Download | None:
+    def _served(self, version: int) -> Tensors | None:
         kept = self._store.tensors(version)
-        if kept is None:
-            return None
-        served = tensors_from_bytes(self.schema, kept[0])
-        payload = encode("raw", served, self.schema, seed=0)
-        return Download(version, -1, pack_bundle(-1, (Step(version, payload),)))
+        return None if kept is None else tensors_from_bytes(self.schema, kept[0])

@@ -38,7 +38,7 @@ from edge_sdk.signals import (
 )
 from edge_sdk.trainer import Model, Trainer, read_only
 from edge_sdk.work import StartWork, TrainingWork
-from quantization import CODEC_NAMES
+from quantization import CODEC_NAMES, keeps_residual
 from wire import (
     CancelWake,
     Crypto,
@@ -291,6 +291,9 @@ class DeviceDriver:
                     raise LocalProtocolError("an update was sealed that nobody trained")
                 self._journal.seal(record, self._trained.payload)
                 self._shelf.save_personal({**self._shelf.personal(), **self._trained.new_personal})
+                # A crash before this line costs accuracy and nothing else: what this update left
+                # out is lost, and what went into it from the one before goes out once more.
+                self._shelf.save_residual(self._trained.new_residual)
             case ForgetUpdate():
                 self._journal.forget(record)
             case Revoked():
@@ -391,6 +394,7 @@ class DeviceDriver:
             manifest=self.manifest,
             base=base,
             personal=self._shelf.personal(),
+            residual=self._shelf.residual() if keeps_residual(effect.codec) else {},
             make_trainer=self._make_trainer,
         )
         self._start_work(self._work)

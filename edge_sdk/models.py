@@ -1,24 +1,24 @@
 """The models that a device has: version 0 came with the task, later ones over the wire.
 
 Kept are the newest (deltas are applied to it, and training starts from it) and the released one
-(the app uses it). A file appears whole or not at all; what is read is checked against its digest by
+(the app uses it); beside them the personal part, and what a codec with error feedback left out of
+the last update. A file appears whole or not at all; what is read is checked against its digest by
 whoever asked for it.
 """
 
 import contextlib
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
-from wire import Schema, Tensors
+from wire import Schema, Tensors, npz
 from wire.errors import RemoteProtocolError
 
 _PERSONAL_FILE: Final = "personal.npz"
+_RESIDUAL_FILE: Final = "residual.npz"
 
 
 class ModelShelf(Protocol):
@@ -48,6 +48,14 @@ class ModelShelf(Protocol):
         """Keep the device's own part."""
         ...
 
+    def residual(self) -> Tensors:
+        """What the codec left out of the last update; empty when there is nothing."""
+        ...
+
+    def save_residual(self, tensors: Tensors) -> None:
+        """Keep what was left out; empty drops what was kept."""
+        ...
+
 
 class MemoryShelf:
     """Models of an emulated device: arrays are shared with every other device that has them."""
@@ -55,6 +63,7 @@ class MemoryShelf:
     def __init__(self) -> None:
         self._models: dict[int, Tensors] = {}
         self._personal: Tensors = {}
+        self._residual: Tensors = {}
 
     def load(self, version: int) -> Tensors | None:
         """A version's shared tensors."""
@@ -80,6 +89,14 @@ class MemoryShelf:
     def save_personal(self, tensors: Tensors) -> None:
         """Keep the device's own part."""
         self._personal = tensors
+
+    def residual(self) -> Tensors:
+        """What the codec left out of the last update."""
+        return self._residual
+
+    def save_residual(self, tensors: Tensors) -> None:
+        """Keep what was left out."""
+        self._residual = tensors
 
 
 class FileShelf:
@@ -136,6 +153,23 @@ class FileShelf:
         if tensors:
             _write(self._directory / _PERSONAL_FILE, tensors)
 
+    def residual(self) -> Tensors:
+        """What the codec left out of the last update; nothing when it is of another schema."""
+        kept = _read(self._directory / _RESIDUAL_FILE)
+        try:
+            self._schema.shared.check(kept)
+        except RemoteProtocolError:
+            return {}
+        return kept
+
+    def save_residual(self, tensors: Tensors) -> None:
+        """Keep what was left out; empty drops what was kept."""
+        path = self._directory / _RESIDUAL_FILE
+        if tensors:
+            _write(path, tensors)
+        else:
+            path.unlink(missing_ok=True)
+
     def _file(self, version: int) -> Path:
         return self._directory / f"model-{version}.npz"
 
@@ -143,18 +177,16 @@ class FileShelf:
 def _read(path: Path) -> Tensors:
     """What a file of arrays holds; nothing when it is not there or not one."""
     try:
-        # np.load leaves a damaged file open when it is given the path.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        with path.open("rb") as file:
+            return npz.read(file)
+    except (OSError, npz.NpzError):
         return {}
 
 
 def _write(path: Path, tensors: Tensors) -> None:
     temporary = path.with_suffix(".tmp")
-    arrays: dict[str, Any] = dict(tensors)
     with temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        npz.write(file, tensors)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

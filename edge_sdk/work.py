@@ -15,8 +15,14 @@ import numpy as np
 from edge_sdk.signals import SealedUpdate, Train, Trained, TrainingFailed
 from edge_sdk.trainer import EvalResult, Model, Trainer, TrainingStoppedError, TrainResult
 from privacy import clip_l2
-from quantization import CODEC_NAMES, encode, resolve_uplink
-from wire import Manifest, Tensors, limits
+from quantization import (
+    PayloadBudgetError,
+    check_spec,
+    encode,
+    encode_with_feedback,
+    keeps_residual,
+)
+from wire import LocalProtocolError, Manifest, Tensors, limits
 from wire.errors import NotFiniteError, RemoteProtocolError, SchemaMismatchError
 
 _DETAIL_CHARS: Final = 160
@@ -27,7 +33,8 @@ _NO_EXAMPLES: Final = "no_examples"
 class TrainingWork:
     """A `Train` effect with everything that it needs.
 
-    After `run`, `payload` and `personal` belong to the `Trained` event that it returned.
+    After `run`, `payload`, `new_personal` and `new_residual` belong to the `Trained` event that it
+    returned. `residual` is what earlier updates left out, empty for none.
     """
 
     order: Train
@@ -35,8 +42,10 @@ class TrainingWork:
     base: Tensors
     personal: Tensors
     make_trainer: Callable[[], Trainer]
+    residual: Tensors = field(default_factory=dict)
     payload: bytes = b""
     new_personal: Tensors = field(default_factory=dict)
+    new_residual: Tensors = field(default_factory=dict)
     examples_seen: int = 0
     _stopped: bool = False
 
@@ -53,6 +62,8 @@ class TrainingWork:
             reason = "stopped"
         except MemoryError:
             reason = "out_of_memory"
+        except PayloadBudgetError as error:
+            reason, detail = "payload_budget", str(error)
         except RemoteProtocolError as error:
             # The trainer returned what the wire would refuse: the wire's own word for it.
             reason, detail = error.reason, str(error)
@@ -67,8 +78,9 @@ class TrainingWork:
 
     def _run(self) -> Trained | TrainingFailed:
         order = self.order
-        codec = resolve_uplink(order.codec) if order.codec in (*CODEC_NAMES, "auto") else ""
-        if not codec:
+        try:
+            codec = check_spec(order.codec)
+        except LocalProtocolError:
             return TrainingFailed(order.round, "unknown_codec", order.codec[:_DETAIL_CHARS])
         trainer = self.make_trainer()
         measured = trainer.evaluate(self._model(), order.plan, stop=self._is_stopped)
@@ -81,7 +93,14 @@ class TrainingWork:
         if order.plan.clip_norm > 0.0:
             delta = clip_l2(delta, order.plan.clip_norm)
         seed = int.from_bytes(order.update_id[:8], "little")
-        self.payload = encode(codec, delta, self.manifest.schema.shared, seed=seed)
+        schema = self.manifest.schema.shared
+        # With a clip nothing is fed back: what is sent would be longer than the clip allows.
+        if keeps_residual(codec) and order.plan.clip_norm == 0.0:
+            self.payload, self.new_residual = encode_with_feedback(
+                codec, delta, self.residual, schema, seed=seed
+            )
+        else:
+            self.payload = encode(codec, delta, schema, seed=seed)
         self.examples_seen = result.num_examples * order.plan.local_epochs
         sealed = SealedUpdate(
             update_id=order.update_id,
@@ -112,7 +131,8 @@ class TrainingWork:
                 if spec.part == "shared":
                     delta[spec.name] = np.zeros(spec.shape, np.float32)
                 continue
-            new = np.asarray(result.tensors[spec.name], np.float32)
+            with np.errstate(over="ignore"):  # what leaves float32 is infinite, and found below
+                new = np.asarray(result.tensors[spec.name], np.float32)
             if new.shape != spec.shape:
                 raise SchemaMismatchError(
                     f"the trainer returned {spec.name} as {list(new.shape)}, not {list(spec.shape)}"

@@ -21,7 +21,7 @@ from coordinator.store import Store, UpdateRow
 from fleet.emulated import EmulatedDevice
 from fleet.faults import Event, Fault, describe
 from insight import DeviceRecord, RoundRecord, RunRecord, Totals
-from quantization import resolve_downlink, resolve_uplink
+from quantization import resolve_downlink
 from wire import Crypto, Manifest, PotluckError, Report
 
 ENGINE: Final = "devices"
@@ -113,7 +113,7 @@ class Course:
             task=run.config.federation.task,
             seed=run.seed,
             parameters=parameters,
-            uplink_codec=resolve_uplink(run.config.uplink.codec),
+            uplink_codec=run.config.uplink.spec_for(run.config.rounds.cohort),
             downlink_codec=resolve_downlink(run.config.downlink.codec),
             rounds=rounds,
             totals=_totals(
@@ -273,7 +273,7 @@ def joined_record(
         task=run.config.federation.task,
         seed=run.seed,
         parameters=parameters,
-        uplink_codec=resolve_uplink(run.config.uplink.codec),
+        uplink_codec=run.config.uplink.spec_for(run.config.rounds.cohort),
         downlink_codec=resolve_downlink(run.config.downlink.codec),
         rounds=(),
         totals=_totals(run, devices, parameters, counted=counted, wall_s=wall_s),

@@ -7,7 +7,14 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 
-from potluck import coordinator_commands, device_commands, doctor, fleet_commands, ledger
+from potluck import (
+    codec_commands,
+    coordinator_commands,
+    device_commands,
+    doctor,
+    fleet_commands,
+    ledger,
+)
 from wire.errors import PotluckError
 
 INTERRUPTED = 130
@@ -23,7 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
     version = importlib.metadata.version("potluck")
     parser.add_argument("--version", action="version", version=f"potluck {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (fleet_commands, coordinator_commands, device_commands, ledger, doctor):
+    for module in (
+        *(fleet_commands, coordinator_commands, device_commands, ledger, codec_commands),
+        doctor,
+    ):
         module.add_commands(commands)
     return parser
 

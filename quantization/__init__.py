@@ -9,7 +9,8 @@ such payloads. Nothing here knows of devices or rounds.
 from quantization.accumulator import Accumulator
 from quantization.auto import AutoRule, PayloadBudgetError
 from quantization.bundle import Bundle, Step, apply_bundle, pack_bundle, unpack_bundle
-from quantization.codecs import CODEC_NAMES, check_spec, feeds_back, name_of
+from quantization.codecs import CODEC_NAMES, check_spec, feeds_back, keeps_residual, name_of
+from quantization.container import Container, open_container, pack_container
 from quantization.downlink import CatchUp, ChainState, DownlinkChain, resolve_downlink
 from quantization.feedback import encode_with_feedback
 from quantization.payload import Payload, PieceValues, codec_of, decode, encode, payload_bytes_max
@@ -22,6 +23,7 @@ __all__ = [
     "Bundle",
     "CatchUp",
     "ChainState",
+    "Container",
     "DownlinkChain",
     "Payload",
     "PayloadBudgetError",
@@ -35,8 +37,11 @@ __all__ = [
     "encode",
     "encode_with_feedback",
     "feeds_back",
+    "keeps_residual",
     "name_of",
+    "open_container",
     "pack_bundle",
+    "pack_container",
     "payload_bytes_max",
     "resolve_downlink",
     "unpack_bundle",

@@ -22,7 +22,16 @@ from typing import Final
 import numpy as np
 
 from quantization import chunks
-from quantization.codecs import AUTO, CODECS, EDEN_DEAD_ZONE, Codec, ecq_sr, eden, positive
+from quantization.codecs import (
+    AUTO,
+    CODECS,
+    EDEN_DEAD_ZONE,
+    Codec,
+    bytes_in,
+    ecq_sr,
+    eden,
+    number_in,
+)
 from quantization.rotation import CHUNK, rotate
 from quantization.stages import Flat, rms
 from wire.errors import LocalProtocolError
@@ -68,13 +77,17 @@ class AutoRule:
         return replace(self, payload_bytes_max=bound)
 
     def with_setting(self, spec: str) -> "AutoRule":
-        """The same, with what `auto:ERROR` or `auto:ERROR:BYTES` says."""
+        """The same, with what `auto:ERROR` or `auto:ERROR:BYTES` says.
+
+        Raises:
+            LocalProtocolError: a number is out of its bounds.
+        """
         _name, *texts = spec.split(":")
         if not texts:
             return self
-        error, *rest = (positive(spec, text) for text in texts)
-        budget = int(rest[0]) if rest else self.payload_bytes_max
-        return AutoRule(error, budget)
+        error, *rest = texts
+        budget = bytes_in(spec, rest[0]) if rest else self.payload_bytes_max
+        return AutoRule(number_in(spec, error), budget)
 
     @property
     def spec(self) -> str:

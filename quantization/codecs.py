@@ -31,7 +31,7 @@ al. 2019, assumption A): right for the chain of models on the way down, where on
 error, and for a device that is there in every round.
 """
 
-import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -56,9 +56,14 @@ from quantization.stages import (
     sign,
     stochastic,
 )
+from wire import limits
 from wire.errors import LocalProtocolError
 
 AUTO: Final = "auto"
+# A step of more root mean squares than a tensor of 2**40 values can have at its largest.
+SETTING_MAX: Final = 1e6
+_NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", re.ASCII)
+_DIGITS_MAX: Final = 20
 # Past this a level times its step could leave float32.
 VALUE_ABS_MAX: Final = 1e37
 EDEN_DEAD_ZONE: Final = 0.1
@@ -177,21 +182,35 @@ def codec_for(spec: str) -> Codec:
         return codec
     if codec.make is None:
         raise LocalProtocolError(f"codec {name} takes no number: write {name!r}, not {spec!r}")
-    return codec.make(positive(spec, text))
+    return codec.make(number_in(spec, text))
 
 
-def positive(spec: str, text: str) -> float:
-    """The number behind a codec's name.
+def number_in(spec: str, text: str) -> float:
+    """The number behind a codec's name, above 0 and at most `SETTING_MAX`.
 
     Raises:
-        LocalProtocolError: it is none, or not above 0.
+        LocalProtocolError: it is none, or out of these bounds.
     """
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not (0.0 < number < math.inf):
-        raise LocalProtocolError(f"codec {spec!r}: write a number above 0 behind the colon")
+    number = float(text) if _NUMBER.fullmatch(text) else 0.0
+    if not 0.0 < number <= SETTING_MAX:
+        raise LocalProtocolError(
+            f"codec {spec!r}: write a number above 0, at most {SETTING_MAX:g}, behind the colon"
+        )
+    return number
+
+
+def bytes_in(spec: str, text: str) -> int:
+    """The bytes in `auto:ERROR:BYTES`.
+
+    Raises:
+        LocalProtocolError: they are no whole number, or 0, or more than a transfer may have.
+    """
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS_MAX else 0
+    if not 1 <= number <= limits.TRANSFER_BYTES_MAX:
+        raise LocalProtocolError(
+            f"codec {spec!r}: write a whole number of bytes behind the second colon,"
+            f" 1 to {limits.TRANSFER_BYTES_MAX}"
+        )
     return number
 
 
@@ -211,9 +230,20 @@ def check_spec(spec: str) -> str:
         codec_for(spec)
     elif len(texts) > 2:  # noqa: PLR2004 - an error and a number of bytes
         raise LocalProtocolError(f"codec {spec!r}: write auto, auto:ERROR or auto:ERROR:BYTES")
-    for text in texts:
-        positive(spec, text)
+    else:
+        for text, read in zip(texts, (number_in, bytes_in), strict=False):
+            read(spec, text)
     return spec
+
+
+def keeps_residual(spec: str) -> bool:
+    """Whether a device that sends with this codec has to add what the last update left out.
+
+    So it is with a codec that is biased and whose error shrinks; with any other, `auto` and one
+    that is not known included, it is not.
+    """
+    codec = CODECS.get(name_of(spec))
+    return codec is not None and codec.feeds_back and not codec.unbiased
 
 
 def feeds_back(spec: str) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -21,6 +21,17 @@ from wire.errors import NotFiniteError, PotluckError, SchemaMismatchError, TooLa
 
 Part: TypeAlias = Literal["shared", "personal", "frozen"]
 Tensors: TypeAlias = dict[str, NDArray[np.float32]]
+
+# How statistics of a batch are called in PyTorch and in Keras.
+STATISTICS: Final = (
+    "running_mean",
+    "running_var",
+    "moving_mean",
+    "moving_variance",
+    "num_batches_tracked",
+)
+# Up to this every integer is a float32.
+INTEGER_ABS_MAX: Final = 2**24
 
 
 class ManifestError(PotluckError):
@@ -105,15 +116,17 @@ class Manifest:
     """A task's model: initial tensors by name, and what is to be done with each.
 
     Args:
-        tensors: name -> array. float64 and integer arrays are converted to float32; the order of
-            the dict is the order on the wire.
-        parts: name -> "shared" | "personal" | "frozen" for tensors that are not shared.
+        tensors: name -> array of any float, integer or bool dtype, bfloat16 included. All are
+            carried as float32; the order of the dict is the order on the wire.
+        parts: name -> "shared" | "personal" | "frozen"; `part_of` decides for those that are not
+            named, and then all are.
         artefact: an optional `.tflite` file that trainers of the task need.
         flops_per_example: floating-point operations of one training step per example; the default
             is 6 per parameter (2 forward, 4 backward), the usual estimate for dense models.
 
     Raises:
-        ManifestError: no tensors, too many, a bad name, or values that are not finite.
+        ManifestError: no tensors, too many, none that is shared, a bad name, another dtype, values
+            that are not finite or do not fit float32, integers that are shared or too large.
     """
 
     tensors: Tensors
@@ -133,19 +146,21 @@ class Manifest:
         if wrong:
             raise ManifestError(f"parts are {', '.join(get_args(Part))}, not {wrong}")
         converted: Tensors = {}
+        parts: dict[str, Part] = {}
         for name, value in self.tensors.items():
             if not name or len(name) > limits.NAME_CHARS_MAX:
                 raise ManifestError(
                     f"tensor name {name!r}: 1 to {limits.NAME_CHARS_MAX} characters"
                 )
-            with np.errstate(over="ignore"):
-                array = np.ascontiguousarray(value, dtype=np.float32).reshape(np.shape(value))
-            if array.ndim > limits.TENSOR_RANK_MAX:
-                raise ManifestError(f"{name}: rank {array.ndim}, at most {limits.TENSOR_RANK_MAX}")
-            if not np.isfinite(array).all():
-                raise ManifestError(f"{name}: initial values are not finite")
-            converted[name] = array
+            given = np.asarray(value)
+            if given.ndim > limits.TENSOR_RANK_MAX:
+                raise ManifestError(f"{name}: rank {given.ndim}, at most {limits.TENSOR_RANK_MAX}")
+            parts[name] = part_of(name, given.dtype, self.parts.get(name))
+            converted[name] = as_float32(name, given)
+        if "shared" not in parts.values():
+            raise ManifestError("no tensor is shared, so there is nothing to learn together")
         object.__setattr__(self, "tensors", converted)
+        object.__setattr__(self, "parts", parts)
         if self.schema.parameters > limits.MODEL_PARAMETERS_MAX:
             raise ManifestError(
                 f"{self.schema.parameters} parameters, at most {limits.MODEL_PARAMETERS_MAX}"
@@ -156,7 +171,7 @@ class Manifest:
         """The schema of all tensors, in order."""
         return Schema(
             tuple(
-                TensorSpec(name=name, shape=array.shape, part=self.parts.get(name, "shared"))
+                TensorSpec(name=name, shape=array.shape, part=self.parts[name])
                 for name, array in self.tensors.items()
             )
         )
@@ -174,6 +189,52 @@ class Manifest:
         if self.flops_per_example is not None:
             return self.flops_per_example
         return 6.0 * self.schema.parameters
+
+
+def part_of(name: str, dtype: np.dtype[Any], marked: Part | None = None) -> Part:
+    """Which part of a model a tensor is: what the task says, or else this rule.
+
+    An integer or bool is a counter or a mask: its mean over devices is none, so it is personal.
+    Statistics of batches, by their names (`STATISTICS`, a Keras `:0` behind them aside), describe a
+    device's own data and are personal too: FedBN (Li et al. 2021, section 3). A task may mark them
+    shared; then they are averaged by weight like all else. Everything else is shared.
+
+    Raises:
+        ManifestError: an integer or bool is marked shared.
+    """
+    integer = dtype.kind in "iub"
+    if marked == "shared" and integer:
+        raise ManifestError(
+            f"{name}: {dtype} cannot be shared, because a mean of integers is none; mark it"
+            " personal or frozen, or make it float32"
+        )
+    if marked is not None:
+        return marked
+    return "personal" if integer or name.partition(":")[0].endswith(STATISTICS) else "shared"
+
+
+def as_float32(name: str, given: NDArray[Any]) -> NDArray[np.float32]:
+    """A contiguous float32 copy or view.
+
+    Raises:
+        ManifestError: it is no number, or not one that float32 can carry.
+    """
+    dtype = given.dtype
+    if dtype.kind not in "fiub" and dtype.name != "bfloat16":
+        raise ManifestError(f"{name}: {dtype} is no dtype of a model: float, integer or bool is")
+    if dtype.kind in "iu" and given.size:
+        largest = max(int(given.max()), -int(given.min()))
+        if largest > INTEGER_ABS_MAX:
+            raise ManifestError(
+                f"{name}: {largest} is past {INTEGER_ABS_MAX}, up to which float32, in which it is"
+                " carried, has every integer"
+            )
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(given, dtype=np.float32).reshape(given.shape)
+    if not np.isfinite(array).all():
+        fits = "do not fit float32" if np.isfinite(given).all() else "are not finite"
+        raise ManifestError(f"{name}: has values that {fits}")
+    return array
 
 
 def check_schema(schema: Schema) -> None:

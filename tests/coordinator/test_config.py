@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.config import FederationConfig, Rounds, load_config
+from coordinator.config import FederationConfig, Rounds, Uplink, load_config
+from quantization import check_spec
 from wire import Plan, limits
 from wire.settings import SettingsError
 
@@ -46,7 +47,26 @@ def test_a_plan_is_what_the_file_says() -> None:
         ("[rounds]\ndeadline_s = inf\n", 2, ["deadline_s"]),
         ("[rounds]\nover_select = 0.9\n", 2, ["over_select"]),
         ('[rounds]\nmode = "async"\n', 2, ["mode", "sync"]),
-        ('[uplink]\ncodec = "zip"\n', 2, ["codec", "ecq_sr"]),
+        ('[uplink]\ncodec = "zip"\n', 2, ["[uplink] codec", "'zip'", "ecq_sr", "eden", "auto"]),
+        ('[uplink]\ncodec = "raw:2"\n', 2, ["[uplink] codec", "raw", "no number"]),
+        ('[uplink]\n\ncodec = "ecq_sr:much"\n', 3, ["'ecq_sr:much'", "number above 0"]),
+        ('[uplink]\ncodec = "auto:0.5:900:1"\n', 2, ["auto:ERROR:BYTES"]),
+        ('[uplink]\ncodec = ""\n', 2, ["codec"]),
+        (f'[uplink]\ncodec = "ecq_sr:{"1" * 64}"\n', 2, ["codec"]),
+        ('[downlink]\ncodec = "zip"\n', 2, ["[downlink] codec", "'zip'", "ecq"]),
+        ('[downlink]\ncodec = "auto:0.5"\n', 2, ["[downlink] codec", "auto", "ecq:STEP"]),
+        ("[downlink]\npayload_bytes_max = 9\n", 2, ["payload_bytes_max", "unknown"]),
+        ("[uplink]\npayload_bytes_max = -1\n", 2, ["payload_bytes_max"]),
+        (
+            '[uplink]\ncodec = "ecq_sr"\npayload_bytes_max = 900\n',
+            3,
+            ["payload_bytes_max", "'ecq_sr'", "auto"],
+        ),
+        (
+            '[uplink]\npayload_bytes_max = 900\ncodec = "auto:0.5:800"\n',
+            2,
+            ["payload_bytes_max", "'auto:0.5:800'"],
+        ),
         ('[aggregation]\nrobust = "median"\n', 2, ["robust", "none"]),
         ("[aggregation]\nweight_cap = 0\n", 2, ["weight_cap"]),
         ('[privacy]\nmode = "central"\n', 2, ["mode", "none"]),
@@ -102,3 +122,28 @@ def test_quorum_and_over_selection_round_up_as_on_paper(
 def test_the_defaults_of_the_manual() -> None:
     assert (Rounds().needed, Rounds().to_invite) == (14, 26)
     assert Rounds(cohort=5, quorum=1.0, over_select=3.0).to_invite == 5
+
+
+@pytest.mark.parametrize(
+    ("uplink", "cohort", "spec"),
+    [
+        (Uplink(), 10, "auto:0.7"),
+        (Uplink(), 40, "auto:1.4"),
+        (Uplink(payload_bytes_max=900), 10, "auto:0.7:900"),
+        (Uplink("auto:0.25"), 40, "auto:0.25"),
+        (Uplink("auto:0.25", 900), 40, "auto:0.25:900"),
+        (Uplink("auto:0.25:800"), 40, "auto:0.25:800"),
+        (Uplink("ecq_sr:16"), 40, "ecq_sr:16"),
+        (Uplink("topk_sign"), 1, "topk_sign"),
+    ],
+)
+def test_an_invitation_names_auto_with_what_it_aims_at_and_other_codecs_as_written(
+    uplink: Uplink, cohort: int, spec: str
+) -> None:
+    assert uplink.spec_for(cohort) == spec
+    assert check_spec(spec) == spec
+
+
+def test_the_longest_rule_of_auto_fits_an_invitation() -> None:
+    uplink = Uplink(payload_bytes_max=limits.TRANSFER_BYTES_MAX)
+    assert len(uplink.spec_for(limits.UPDATES_PER_ROUND_MAX)) <= limits.NAME_CHARS_MAX

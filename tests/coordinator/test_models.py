@@ -65,9 +65,9 @@ def grow(models: Models, store: Store, rounds: int, *, keep: frozenset[int] = NO
         total = models.sum(weight_cap=10, updates_max=4)
         total.add(update(models, number), 1)
         total.add(update(models, 100 + number), 3)
-        commit, served, exact = models.next_version(total, number, ())
+        commit, state = models.next_version(total, number, ())
         store.commit_round(commit, 1.0, keep=keep)
-        models.adopt(commit, served, exact)
+        models.adopt(commit, state)
 
 
 def same(one: Tensors, other: Tensors) -> bool:
@@ -140,10 +140,10 @@ def test_what_quantization_left_out_is_in_the_next_delta(store: Store) -> None:
         total.add(update(models, number), 1)
         mean, _ = total.finish()
         lossless_sum = {name: lossless_sum[name] + mean[name] for name in mean}
-        commit, served, exact = models.next_version(total, number, ())
-        missing = {name: exact[name] - models.served[name] for name in exact}
+        commit, state = models.next_version(total, number, ())
+        missing = {name: state.exact[name] - models.served[name] for name in state.exact}
         assert commit.delta == encode("ecq", missing, models.schema, seed=number)
-        models.adopt(commit, served, exact)
+        models.adopt(commit, state)
     assert np.allclose(models.exact["w"], lossless_sum["w"], atol=1e-5)
     # The error stays at one step's size instead of adding up over eight.
     assert np.abs(models.served["w"] - lossless_sum["w"]).max() < 0.4
@@ -160,7 +160,7 @@ def test_the_next_version_is_not_adopted_before_it_is_on_disk(store: Store) -> N
     digest = models.digest
     total = models.sum(weight_cap=1, updates_max=1)
     total.add(update(models, 1), 1)
-    commit, _, _ = models.next_version(total, 1, ())
+    commit, _ = models.next_version(total, 1, ())
     assert commit.version == 1
     assert (models.version, models.digest) == (0, digest)
 

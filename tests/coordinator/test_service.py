@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from numpy.typing import NDArray
 
 from coordinator.config import Rounds
 from edge_sdk import EvalResult
@@ -14,6 +15,7 @@ from edge_sdk.session import Phase
 from fleet.toy import ToyTask
 from quantization import encode
 from quantization.payload import HEADER_BYTES
+from quantization.reader import varint
 from tests.support.loopback import Loopback
 from wire import BadSignatureError, Manifest, chunk_count, frames, update_id
 from wire.messages import Chunk, FetchRequest, Leave, UpdateOffer
@@ -153,29 +155,32 @@ def good_payload() -> bytes:
     return encode("raw", schema.zeros(), schema, seed=0)
 
 
-def resealed(header: bytes, compressed: bytes) -> bytes:
-    """A payload whose check is right, whatever it carries."""
-    check = zlib.crc32(compressed, zlib.crc32(header[: HEADER_BYTES - 4]))
-    return header[: HEADER_BYTES - 4] + check.to_bytes(4, "little") + compressed
+def resealed(payload: bytes) -> bytes:
+    """The payload with a check that is right, whatever it carries."""
+    head, rest = payload[: HEADER_BYTES - 4], payload[HEADER_BYTES:]
+    return head + zlib.crc32(rest, zlib.crc32(head)).to_bytes(4, "little") + rest
 
 
-def with_content(content: bytes) -> bytes:
-    good = good_payload()
-    header = good[:10] + len(content).to_bytes(4, "little") + good[14:HEADER_BYTES]
-    return resealed(header, zstandard.ZstdCompressor().compress(content))
+def with_values(values: NDArray[np.float32]) -> bytes:
+    content = values.astype("<f4").tobytes()
+    return resealed(good_payload()[: -len(content)] + content)
 
 
 def not_a_number() -> bytes:
-    values = np.zeros(ToyTask().model().schema.parameters, "<f4")
+    values = np.zeros(ToyTask().model().schema.parameters, np.float32)
     values[5] = np.nan
-    return with_content(values.tobytes())
+    return with_values(values)
 
 
-def bomb() -> bytes:
-    good = good_payload()
-    return resealed(
-        good[:HEADER_BYTES], zstandard.ZstdCompressor(level=19).compress(bytes(4 << 20))
-    )
+def with_symbols(squeezed_bytes: int, frame: bytes) -> bytes:
+    """A payload of symbols, where one of floats was: gaps of so many bytes, and no signs."""
+    steps = len(ToyTask().model().schema.tensors) * b"\x04\x80\x3f"
+    sizes = varint(squeezed_bytes) + varint(len(frame)) + varint(0)
+    return resealed(good_payload()[:HEADER_BYTES] + steps + b"\x01" + sizes + frame)
+
+
+def compressed(size: int) -> bytes:
+    return zstandard.ZstdCompressor(level=19).compress(bytes(size))
 
 
 def other_shape() -> bytes:
@@ -188,25 +193,19 @@ PAYLOADS: dict[str, tuple[Callable[[], bytes], str]] = {
     "flipped bit": (lambda: good_payload()[:-1] + bytes((good_payload()[-1] ^ 1,)), "digest"),
     "nan": (not_a_number, "not_finite"),
     "wrong shape": (other_shape, "schema_mismatch"),
-    "zstd bomb": (bomb, "bad_compression"),
-    "trailing bytes": (
-        lambda: resealed(good_payload()[:HEADER_BYTES], good_payload()[HEADER_BYTES:] + b"x"),
-        "bad_compression",
-    ),
+    "zstd bomb": (lambda: with_symbols(200, compressed(4 << 20)[4:]), "bad_compression"),
     "second frame": (
-        lambda: resealed(good_payload()[:HEADER_BYTES], 2 * good_payload()[HEADER_BYTES:]),
+        lambda: with_symbols(200, compressed(200)[4:] + compressed(1)),
         "bad_compression",
     ),
-    "oversized": (lambda: with_content(bytes(100_000)), "too_large"),
+    "trailing bytes": (lambda: resealed(good_payload() + b"x"), "trailing_bytes"),
+    "oversized": (lambda: with_symbols(100_000, b"x"), "too_large"),
     "truncated": (lambda: good_payload()[: HEADER_BYTES - 1], "truncated"),
     "other codec": (
-        lambda: resealed(b"\x63" + good_payload()[1:HEADER_BYTES], good_payload()[HEADER_BYTES:]),
+        lambda: resealed(good_payload()[:1] + b"\x63" + good_payload()[2:]),
         "unknown_codec",
     ),
-    "too large to sum": (
-        lambda: with_content(np.full(68, 1e30, "<f4").tobytes()),
-        "not_finite",
-    ),
+    "too large to sum": (lambda: with_values(np.full(68, 1e30, np.float32)), "not_finite"),
 }
 
 

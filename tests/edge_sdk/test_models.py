@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_sdk.models import FileShelf
 from wire import Manifest
@@ -68,3 +69,31 @@ def test_the_personal_part_is_kept_apart_and_checked(shelf: FileShelf, tmp_path:
     np.testing.assert_array_equal(shelf.personal()["head"], [1.0, 1.0])
     np.savez(tmp_path / "personal.npz", head=np.ones(9, np.float32), w=np.ones((2, 3)))
     assert shelf.personal() == {}
+
+
+def test_what_a_codec_left_out_is_kept_until_it_is_dropped(shelf: FileShelf) -> None:
+    assert shelf.residual() == {}
+    shelf.save_residual(SHARED)
+    assert shelf.residual()["w"].tobytes() == SHARED["w"].tobytes()
+    shelf.retain({})
+    assert set(shelf.residual()) == {"w"}
+    shelf.save_residual({})
+    shelf.save_residual({})
+    assert shelf.residual() == {}
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"w": np.zeros((3, 2), np.float32)},
+        {"w": np.zeros((2, 3), np.float64)},
+        {"w": np.full((2, 3), np.nan, np.float32)},
+        {"v": np.zeros((2, 3), np.float32)},
+        {**SHARED, "head": np.zeros(2, np.float32)},
+    ],
+)
+def test_what_was_left_out_of_another_model_is_not_added(
+    shelf: FileShelf, tmp_path: Path, kept: dict[str, NDArray[np.floating]]
+) -> None:
+    np.savez(tmp_path / "residual.npz", **kept)  # type: ignore[arg-type] # named arrays
+    assert shelf.residual() == {}

@@ -1,16 +1,18 @@
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_sdk import EvalResult, Model, TrainingStoppedError, TrainResult
 from edge_sdk.signals import Train, Trained, TrainingFailed
 from edge_sdk.trainer import Stop
 from edge_sdk.work import TrainingWork
 from privacy import l2_norm
-from quantization import decode
-from wire import Manifest, Plan
+from quantization import CODEC_NAMES, codec_of, decode, name_of
+from wire import Manifest, Plan, Tensors
 from wire.limits import METRICS_MAX
 
 SHAPES = {"w": (2, 2), "head": (3,), "fixed": (1,)}
@@ -127,7 +129,6 @@ def returns(tensors: dict[str, object], count: int = 3) -> Callable[[Model, Stop
         (lambda _model, _stop: None, "trainer_failed"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_whatever_user_code_does_ends_in_a_typed_reason(
     train: Callable[[Model, Stop], TrainResult], reason: str
 ) -> None:
@@ -136,10 +137,25 @@ def test_whatever_user_code_does_ends_in_a_typed_reason(
     assert event.reason == reason
 
 
-def test_a_codec_that_is_not_known_here_is_declined() -> None:
-    event = work(plus(1.0), codec="next_years").run()
+@pytest.mark.parametrize("codec", ["next_years", "ecq_sr:much", "raw:2", "auto:1:2:3", "", ":"])
+def test_a_codec_that_is_not_known_here_is_declined(codec: str) -> None:
+    event = work(plus(1.0), codec=codec).run()
     assert isinstance(event, TrainingFailed)
     assert event.reason == "unknown_codec"
+
+
+@pytest.mark.parametrize("codec", [*CODEC_NAMES, "ecq_sr:16", "auto:0.5", "auto:0.5:900"])
+def test_every_codec_of_the_house_is_taken(codec: str) -> None:
+    done = work(plus(1.0), codec=codec)
+    assert isinstance(done.run(), Trained)
+    assert codec_of(done.payload) == name_of(codec)
+
+
+def test_an_update_that_no_codec_makes_small_enough_is_declined() -> None:
+    event = work(plus(1.0), codec="auto:0.5:8").run()
+    assert isinstance(event, TrainingFailed)
+    assert event.reason == "payload_budget"
+    assert "8 are allowed" in event.detail
 
 
 def test_a_stop_during_training_wins_over_its_result() -> None:
@@ -164,3 +180,44 @@ def test_metrics_are_bounded_and_finite() -> None:
     assert len(event.sealed.metrics) == METRICS_MAX
     assert not {"bad", "", "x" * 99} & set(event.sealed.metrics)
     assert next(itertools.islice(event.sealed.metrics, 1)) == "base_accuracy"
+
+
+LARGE = Manifest({"w": np.zeros(200, np.float32)})
+
+
+def sends(
+    codec: str, delta: NDArray[np.float32], residual: Tensors, *, clip_norm: float = 0.0
+) -> TrainingWork:
+    base = work(
+        lambda _model, _stop: TrainResult({"w": delta}, 12), codec=codec, clip_norm=clip_norm
+    )
+    made = replace(base, manifest=LARGE, base=LARGE.tensors, residual=residual)
+    assert isinstance(made.run(), Trained)
+    return made
+
+
+def test_what_topk_sign_leaves_out_of_one_update_is_in_the_next() -> None:
+    delta = np.linspace(0.5, 1.0, 200).astype(np.float32)
+    total, residual = np.zeros(200), Tensors()
+    for _ in range(400):
+        done = sends("topk_sign", delta, residual)
+        total += decode(done.payload, LARGE.schema)["w"]
+        residual = done.new_residual
+    np.testing.assert_allclose(total + residual["w"], 400 * delta.astype(np.float64), rtol=1e-3)
+    assert np.count_nonzero(total) == 200  # without feedback it would be the two largest, always
+    assert np.abs(residual["w"]).max() < 200
+
+
+def test_a_codec_without_bias_neither_adds_nor_keeps_anything() -> None:
+    delta, old = np.ones(200, np.float32), {"w": np.full(200, 7.0, np.float32)}
+    for codec in ("raw", "ecq_sr", "eden", "auto:0.5"):
+        done = sends(codec, delta, old)
+        assert done.new_residual == {}
+        assert abs(float(decode(done.payload, LARGE.schema)["w"].mean()) - 1.0) < 0.5
+
+
+def test_nothing_is_fed_back_past_a_clip() -> None:
+    delta, old = np.ones(200, np.float32), {"w": np.full(200, 7.0, np.float32)}
+    done = sends("topk_sign", delta, old, clip_norm=0.1)
+    assert done.new_residual == {}
+    assert l2_norm(decode(done.payload, LARGE.schema)) <= 0.1

@@ -17,7 +17,7 @@ from edge_sdk import session
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.signals import LinkUp, Trained
 from fleet.nemesis import try_seed
-from quantization import FixedPointSum
+from quantization import Accumulator
 from wire import Persist, Publish, Rule, WakeAt, chunks, identity
 from wire.messages import Invite, Receipt, Release, Settled
 
@@ -56,21 +56,21 @@ def settlement_before_the_transaction(patch: Patch) -> None:
 
 
 def duplicate_counted(patch: Patch) -> None:
-    right = FixedPointSum.add
+    right = Accumulator.add
 
     def wrong(self: Any, payload: bytes, weight: int) -> None:
         right(self, payload, weight)
         if self.count < self.updates_max:
             right(self, payload, weight)
 
-    patch.setattr(FixedPointSum, "add", wrong)
+    patch.setattr(Accumulator, "add", wrong)
 
 
 def weight_forgotten(patch: Patch) -> None:
-    right = FixedPointSum.add
+    right = Accumulator.add
     seen = iter(range(10**9))
     patch.setattr(
-        FixedPointSum,
+        Accumulator,
         "add",
         lambda self, payload, weight: right(self, payload, 1 + next(seen) % weight),
     )

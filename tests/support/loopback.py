@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import STORE_FILE, Coordinator, FederationConfig, Store, init_state, load_identity
-from coordinator.config import Federation, Rounds
+from coordinator.config import Federation, Rounds, Uplink
 from edge_sdk import DeviceDriver, DeviceInfo
 from edge_sdk.journal import Enrolment, MemoryJournal
 from edge_sdk.models import MemoryShelf
@@ -37,6 +37,8 @@ class Loopback:
         order: shuffles what is under way; None delivers in order.
         tamper: what becomes of each packet on its way: none, one or several.
         evaluator: what `task.test()` returned.
+        uplink: the file's `[uplink]`.
+        task: the task object.
         device_model: what `task.model()` returns on devices, if that is another.
     """
 
@@ -49,17 +51,22 @@ class Loopback:
         order: random.Random | None = None,
         tamper: Tamper = faithful,
         evaluator: Any = None,
+        uplink: Uplink = Uplink(),  # noqa: B008 - it cannot be changed
+        task: Any = ToyTask(),  # noqa: B008 - it holds nothing
         device_model: Manifest | None = None,
     ) -> None:
         self.now_s = 1_000.0
         self.crypto = StubCrypto()
         self.reports: list[Report] = []
         self.tamper = tamper
-        self.config = FederationConfig(federation=Federation(name="toy"), rounds=rounds)
+        self.config = FederationConfig(
+            federation=Federation(name="toy"), rounds=rounds, uplink=uplink
+        )
         self.directory = directory
         self._order = order
         self._evaluator = evaluator
-        self._device_model = device_model or ToyTask().model()
+        self._task = task
+        self._device_model = device_model or task.model()
         self._wire: list[Packet] = []
         self._works: list[tuple[DeviceDriver, TrainingWork]] = []
         init_state(directory / "coordinator", SeededSecrets(1, "coordinator"))
@@ -75,7 +82,7 @@ class Loopback:
         state = self.directory / "coordinator"
         self.coordinator = Coordinator(
             config=self.config,
-            manifest=ToyTask().model(),
+            manifest=self._task.model(),
             evaluator=self._evaluator,
             store=Store(state / STORE_FILE),
             keys=load_identity(state, self.crypto),
@@ -91,7 +98,7 @@ class Loopback:
         name = self.coordinator.admit(signer.public_key, "unknown", self.now_s)
         driver = DeviceDriver(
             manifest=self._device_model,
-            make_trainer=lambda: ToyTask().trainer(DeviceInfo(seed=number)),
+            make_trainer=lambda: self._task.trainer(DeviceInfo(seed=number)),
             journal=MemoryJournal(
                 Enrolment(name, "toy", self.coordinator.public_key, "mqtt://localhost", "", b"")
             ),
