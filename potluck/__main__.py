@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from potluck import (
+    bench_commands,
     codec_commands,
     coordinator_commands,
     device_commands,
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (
         *(fleet_commands, coordinator_commands, device_commands, ledger, codec_commands),
+        bench_commands,
         doctor,
     ):
         module.add_commands(commands)
