@@ -37,6 +37,7 @@ from fleet.toy import ToyTask
 from insight import DeviceRecord, RoundRecord, RunRecord, Totals
 from potluck.__main__ import build_parser, main
 from potluck.doctor import Check
+from quantization import CODEC_NAMES, check_spec
 from wire import Plan, Report, SystemSecrets
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +174,17 @@ def test_a_key_with_one_choice_says_that_only_the_default_is_allowed() -> None:
                 assert "Only the default is allowed today" in row[4], row[0]
             elif "Only the default" in row[4]:
                 assert row[0] == "`noise_multiplier`"
+
+
+def test_every_codec_is_there_and_no_other() -> None:
+    for page in ("federation-file.md", "choose-a-codec.md"):
+        table = rows((HOW_TO / page).read_text(encoding="utf-8"))
+        assert set(CODEC_NAMES) <= {name for row in table for name in quoted(row[0])}, page
+    codecs = rows(section(FEDERATION_FILE, "## Codecs"))
+    assert {name for row in codecs for name in quoted(row[0])} == set(CODEC_NAMES)
+    for spec in quoted(section(FEDERATION_FILE, "## Codecs")):
+        if ":" in spec and not spec.startswith("auto:E"):
+            assert check_spec(spec) == spec
 
 
 def test_no_table_is_there_that_the_code_lacks() -> None:
