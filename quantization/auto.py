@@ -73,7 +73,7 @@ class AutoRule:
         if not texts:
             return self
         error, *rest = (positive(spec, text) for text in texts)
-        budget = int(rest[0]) if rest else self.payload_bytes_max
+        budget = max(int(rest[0]), 1) if rest else self.payload_bytes_max
         return AutoRule(error, budget)
 
     @property
