@@ -7,7 +7,7 @@ applying it then ends in a `RemoteProtocolError` or in finite tensors of the sch
 import sys
 
 from quantization import apply_bundle, pack_bundle, unpack_bundle
-from tests.wire.make_vectors import SHARED, bundle_seeds
+from tests.wire.make_payloads import SHARED, bundle_seeds
 from wire.errors import RemoteProtocolError
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from quantization import Accumulator, Payload, decode
 from quantization.payload import HEADER_BYTES
 from tests.quantization.forge import schema, sealed
-from tests.wire.make_vectors import payload_seeds
+from tests.wire.make_payloads import payload_seeds
 from wire import Schema
 from wire.errors import NotFiniteError, RemoteProtocolError
 

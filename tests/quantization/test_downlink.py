@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,9 +75,7 @@ def test_what_a_step_leaves_out_is_in_the_next(codec: str) -> None:
         off.append(distance(goal, state.served))
     assert off[-1] <= 0.5 * off[0]
     if codec in ("ecq", "topk_sign"):
-        assert all(
-            later <= sooner * (1 + 1e-6) for sooner, later in zip(off, off[1:], strict=False)
-        )
+        assert all(later <= sooner * (1 + 1e-6) for sooner, later in itertools.pairwise(off))
 
 
 @pytest.mark.parametrize("codec", [name for name in NAMED if not feeds_back(name)])
