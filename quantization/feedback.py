@@ -6,6 +6,8 @@ residual that has waited many rounds is about a model that is gone: then a codec
 the better choice.
 """
 
+import numpy as np
+
 from quantization.codecs import feeds_back
 from quantization.payload import decode, encode
 from wire import Schema, Tensors
@@ -35,7 +37,8 @@ def encode_with_feedback(
         raise LocalProtocolError(f"codec {spec}: its error grows when it is fed back")
     if residual:
         schema.check(residual)
-        tensors = {name: values + residual[name] for name, values in tensors.items()}
+        with np.errstate(over="ignore"):
+            tensors = {name: values + residual[name] for name, values in tensors.items()}
     payload = encode(spec, tensors, schema, seed=seed)
     sent = decode(payload, schema)
     return payload, {name: tensors[name] - values for name, values in sent.items()}

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ def test_blocks_cover_every_value_once_and_in_order(sizes: list[int]) -> None:
 @given(SIZES)
 def test_a_block_ends_only_where_the_next_piece_does_not_fit(sizes: list[int]) -> None:
     made = blocks_of(schema(*[(size,) for size in sizes]))
-    for block, following in zip(made, made[1:], strict=False):
+    for block, following in itertools.pairwise(made):
         assert block.size + following.pieces[0].size > BLOCK_PARAMETERS_MAX
 
 

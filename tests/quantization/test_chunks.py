@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -56,7 +58,7 @@ def test_sums_maxima_and_spreads_are_by_chunk(size: int) -> None:
     cut = chunks_of(size)
     values = bell(size)
     edges = [*range(0, cut.edge + 1, cut.width), *([size] if cut.rest else [])]
-    parts = [values[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [values[a:b] for a, b in itertools.pairwise(edges)]
     assert len(parts) == cut.count
     assert np.allclose(chunks.sums(values, cut), [np.sum(p, dtype=np.float64) for p in parts])
     assert chunks.maxima(values, cut).tolist() == [part.max() for part in parts]

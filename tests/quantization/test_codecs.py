@@ -209,7 +209,7 @@ def test_codec_ids_are_never_reused() -> None:
         "eden": 8,
         "topk_sign": 9,
     }
-    assert CODEC_NAMES == (*CODECS, AUTO)
+    assert (*CODECS, AUTO) == CODEC_NAMES
 
 
 def test_a_codec_says_whether_its_error_may_be_fed_back_and_whether_its_mean_is_exact() -> None:

@@ -27,7 +27,7 @@ from quantization.stages import (
     to_bfloat16,
 )
 from quantization.symbols import SYMBOL_ABS_MAX
-from tests.quantization.forge import LARGEST, TINY, TROUBLE, bell, outlier
+from tests.quantization.forge import LARGEST, TINY, TROUBLE, bell
 
 HERE = Place(5)
 FLOATS = st.floats(-LARGEST, LARGEST, width=32)

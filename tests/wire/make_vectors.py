@@ -7,18 +7,12 @@ of the version before stay as they are, and everybody goes on reading them.
 import json
 import struct
 import sys
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
-import zstandard
 
-from quantization import CODEC_NAMES, Step, apply_bundle, decode, encode, pack_bundle, unpack_bundle
-from quantization.codecs import CODECS
-from quantization.payload import HEADER_BYTES
 from tests.wire.examples import (
     COORDINATOR_KEY,
     CRYPTO,
@@ -39,11 +33,19 @@ from tests.wire.examples import (
     seed_of,
     signer_of,
 )
+from tests.wire.make_payloads import (
+    LONG,
+    MODEL,
+    SHARED,
+    bundle_vectors,
+    example_tensors,
+    payload_vectors,
+    plain,
+    plain_schema,
+    plain_tensors,
+)
 from wire import (
     Address,
-    Schema,
-    Tensors,
-    TensorSpec,
     coordinator_id,
     device_id,
     frames,
@@ -57,44 +59,6 @@ from wire.messages import MESSAGES, Available, Gone, Invite, Receipt, Settled
 
 DIRECTORY: Final = Path(__file__).parent / "vectors"
 VERSION: Final = f"{limits.PROTOCOL_MAJOR}.{limits.PROTOCOL_MINOR}"
-ZSTD_VERSION: Final = ".".join(map(str, zstandard.ZSTD_VERSION))
-HEX: Final = "hex:"
-
-# The whole model; only its shared part travels.
-MODEL: Final = Schema(
-    (
-        TensorSpec("dense/kernel", (3, 4)),
-        TensorSpec("dense/bias", (4,)),
-        TensorSpec("scale", ()),
-        TensorSpec("none", (0, 2)),
-        TensorSpec("head", (2,), part="personal"),
-        TensorSpec("embedding", (2, 2), part="frozen"),
-    )
-)
-SHARED: Final = MODEL.shared
-LONG: Final = Schema((TensorSpec("w", (64,)),))
-SEED: Final = 7
-
-
-def plain(value: Any) -> Any:
-    """A field as JSON: bytes as "hex:...", a nested struct by its names."""
-    if isinstance(value, bytes):
-        return HEX + value.hex()
-    if isinstance(value, msgspec.Struct):
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
-    if isinstance(value, tuple):
-        return [plain(item) for item in value]
-    return value
-
-
-def plain_tensors(schema: Schema, tensors: Tensors) -> dict[str, str]:
-    """Each tensor as the hex of its little-endian float32 bytes, first index slowest."""
-    return {spec.name: tensors[spec.name].astype("<f4").tobytes().hex() for spec in schema.tensors}
-
-
-def plain_schema(schema: Schema) -> list[dict[str, Any]]:
-    """A schema as JSON."""
-    return [plain(spec) for spec in schema.tensors]
 
 
 def frame_vectors() -> dict[str, Any]:
@@ -241,127 +205,6 @@ def newer_vectors() -> dict[str, Any]:
     return {"protocol": f"{limits.PROTOCOL_MAJOR}.{limits.PROTOCOL_MINOR + 1}", "frames": made}
 
 
-def example_tensors() -> dict[str, tuple[Schema, Tensors]]:
-    """Tensors that reach every mode of every codec. Multiples of 1/64, so that sums are exact."""
-    ramp = (np.arange(12, dtype=np.float32).reshape(3, 4) - 5.0) / 4.0
-    tiny = SHARED.zeros()
-    tiny["dense/bias"][:] = (0.015625, -0.015625, 0.015625, 0.015625)
-    outlier, heavy, giant = (np.zeros(64, np.float32) for _ in range(3))
-    outlier[:12] = np.tile((0.25, -0.5, 0.25), 4)
-    outlier[[20, 41]] = (-16.0, 9.0)
-    heavy[:] = np.tile((1.0, -3.0, 2.0, 0.5), 16)
-    giant[:] = np.where(np.arange(64) % 8 == 0, 1.0, 0.0)
-    return {
-        "dense": (
-            SHARED,
-            {
-                "dense/kernel": ramp,
-                "dense/bias": np.array((0.5, -0.25, 0.0, 0.125), np.float32),
-                "scale": np.array(-1.5, np.float32),
-                "none": np.zeros((0, 2), np.float32),
-            },
-        ),
-        "nearly_zero": (SHARED, tiny),
-        "outliers": (LONG, {"w": outlier}),
-        "heavy": (LONG, {"w": heavy}),
-        "sparse": (LONG, {"w": giant}),
-    }
-
-
-def raw_content(payload: bytes) -> bytes:
-    """A payload's content, before compression."""
-    return zstandard.ZstdDecompressor().decompress(payload[HEADER_BYTES:])
-
-
-def payload_around(content: bytes, number: int, schema: Schema) -> bytes:
-    """A payload around any content at all, its header right."""
-    compressed = zstandard.ZstdCompressor(level=3).compress(content)
-    prefix = bytes.fromhex(schema.digest)[:8]
-    header = struct.pack("<BB8sI", number, 1, prefix, len(content))
-    return header + struct.pack("<I", zlib.crc32(header + compressed)) + compressed
-
-
-def hand_made_contents() -> dict[str, tuple[str, bytes]]:
-    """Contents for `LONG` in the symbol modes that small examples do not reach."""
-    values = [(-1) ** i * (i * 2) for i in range(64)]
-    words = [value * 250 for value in values]
-    step = struct.pack("<f", 0.5)
-    level = struct.pack("<f", 0.75)
-    return {
-        "symbols_as_bytes": ("ecq_sr", b"\x02" + struct.pack("<64b", *values) + step),
-        "symbols_as_words": ("ecq", b"\x03" + struct.pack("<64h", *words) + step + level),
-        "all_zero": ("ecq", b"\x00"),
-    }
-
-
-def payload_vectors() -> dict[str, Any]:
-    """Each codec over each set of tensors, and contents made by hand."""
-    made = []
-    for name, (schema, tensors) in example_tensors().items():
-        for codec in CODEC_NAMES:
-            payload = encode(codec, tensors, schema, seed=SEED)
-            made.append(
-                {
-                    "name": f"{name}_{codec}",
-                    "codec": codec,
-                    "number": CODECS[codec].number,
-                    "seed": SEED,
-                    "schema": plain_schema(schema),
-                    "tensors": plain_tensors(schema, tensors),
-                    "content": raw_content(payload).hex(),
-                    "payload": payload.hex(),
-                    "decoded": plain_tensors(schema, decode(payload, schema)),
-                }
-            )
-    for name, (codec, content) in hand_made_contents().items():
-        payload = payload_around(content, CODECS[codec].number, LONG)
-        made.append(
-            {
-                "name": name,
-                "codec": codec,
-                "number": CODECS[codec].number,
-                "schema": plain_schema(LONG),
-                "content": content.hex(),
-                "payload": payload.hex(),
-                "decoded": plain_tensors(LONG, decode(payload, LONG)),
-            }
-        )
-    return {"layout": 1, "zstd": ZSTD_VERSION, "payloads": made}
-
-
-def bundle_vectors() -> dict[str, Any]:
-    """A snapshot, and a chain of deltas on top of it."""
-    tensors = example_tensors()["dense"][1]
-    held = {name: (value * 2.0).astype(np.float32) for name, value in tensors.items()}
-    chains: Mapping[str, tuple[int, tuple[Step, ...]]] = {
-        "snapshot": (-1, (Step(3, encode("raw", held, SHARED, seed=0)),)),
-        "deltas": (
-            3,
-            (
-                Step(4, encode("ecq", tensors, SHARED, seed=4)),
-                Step(6, encode("q8", tensors, SHARED, seed=6)),
-            ),
-        ),
-    }
-    made = []
-    for name, (from_version, steps) in chains.items():
-        data = pack_bundle(from_version, steps)
-        after = apply_bundle(unpack_bundle(data), SHARED, held)
-        made.append(
-            {
-                "name": name,
-                "schema": plain_schema(SHARED),
-                "from_version": from_version,
-                "steps": [{"version": s.version, "payload": s.payload.hex()} for s in steps],
-                "held": plain_tensors(SHARED, held) if from_version >= 0 else None,
-                "bundle": data.hex(),
-                "tensors": plain_tensors(SHARED, after),
-                "model_digest": tensors_digest(SHARED, after),
-            }
-        )
-    return {"layout": 1, "zstd": ZSTD_VERSION, "bundles": made}
-
-
 def identity_vectors() -> dict[str, Any]:
     """Names that follow from what they name."""
     tensors = example_tensors()["dense"][1]
@@ -432,7 +275,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         f"frames-{VERSION}.json": frame_vectors(),
         f"rejected-{VERSION}.json": rejected_vectors(),
         "newer-minor.json": newer_vectors(),
-        "payloads-1.json": payload_vectors(),
+        "payloads-2.json": payload_vectors(),
         "bundles-1.json": bundle_vectors(),
         "identities.json": identity_vectors(),
     }

@@ -1,0 +1,1 @@
+"""Targets for a fuzzer: each module states its invariant, `make fuzz` tries to break it."""
