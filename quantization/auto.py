@@ -1,22 +1,33 @@
-"""`auto`: the fewest bytes for each tensor at an error that federated averaging does not feel.
+"""`auto`: few bytes for each tensor, at an error that federated averaging does not feel.
 
-The error of an unbiased codec is E|q(x) - x|^2 / |x|^2. It is known before anything is sent:
+What an average forgives depends on how a tensor's energy is spread. Its *density* is
+|x|_1^2 / (n |x|_2^2) (Bernstein et al. 2018, signSGD, section 3.2): 0.64 of a Gaussian, 1 / n of
+one value. `potluck bench codec` has the runs behind the two cases:
+
+- *Sparse*, up to 0.4: a few values carry the update. Rounding by chance keeps those and blurs the
+  rest, without a bias, and the cohort's mean loses nothing at errors of several times the update's
+  own energy. `ecq_sr`, with the largest step whose error is within the bound.
+- *Dense*: every value says a little, noise as strong as the signal costs points, and no unbiased
+  code is small. But an error that is fed back is only late: `ecq`, with the largest step whose
+  error is within its own bound. It has to stay well below 1, or residuals grow. Where the device
+  keeps no residual (its update is clipped, say): `eden`, unbiased, at that bound.
+
+Errors are E|q(x) - x|^2 / |x|^2, known before anything is sent:
 
 - stochastic rounding to steps of s: sum p (1 - p) s^2 / |x|^2, p the fraction of |x| / s (the
   variance of a Bernoulli draw for each value; Alistarh et al. 2017, lemma 3.1);
+- nearest levels, 1 read as the mean of its cell: 1 - (what the levels keep), from the definition;
 - EDEN: |y|^2 |q(y)|^2 / <y, q(y)>^2 - 1, the tangent squared of the angle between the rotated
   vector and its levels (Vargaftik et al. 2022, section 3).
 
 The mean of n updates has an n-th of the error, but also less energy than one update where devices
-disagree, so the bound grows with the cohort slowly. Bits follow from the entropy of the symbols.
-Both are estimated on a sample of neighbouring values, and of all steps tried the one with the
-fewest bits is taken whose error is within the bound: sparse, heavy-tailed tensors get `ecq_sr`,
-dense ones `eden`.
+disagree: the bound falls with a small cohort, and grows with the root of a large one. Errors and
+bits are estimated on a sample of neighbouring values.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -28,6 +39,7 @@ from quantization.codecs import (
     EDEN_DEAD_ZONE,
     Codec,
     bytes_in,
+    ecq,
     ecq_sr,
     eden,
     number_in,
@@ -36,16 +48,23 @@ from quantization.rotation import CHUNK, rotate
 from quantization.stages import Flat, rms
 from wire.errors import LocalProtocolError
 
-ERROR_MAX_DEFAULT: Final = 0.7
+ERROR_MAX_DEFAULT: Final = 3.0
 COHORT_DEFAULT: Final = 10
-_SAMPLE_RUNS: Final = 24
+DENSE_ERROR_MAX: Final = 0.65
+DENSITY_MAX: Final = 0.4
+# Past this a residual grows from round to round: a run with 0.98 fell apart.
+_FED_BACK_ERROR_MAX: Final = 0.85
+_SAMPLE_RUNS: Final = 64
 _SAMPLE: Final = _SAMPLE_RUNS * CHUNK
 _STEPS_SR: Final = tuple(2.0 ** (half / 2.0) for half in range(-2, 14))
+_STEPS_ECQ: Final = tuple(eighth / 8.0 for eighth in range(4, 37))
 _STEPS_EDEN: Final = tuple(quarter / 4.0 for quarter in range(2, 19))
 _ERROR_GROWTH: Final = 2.0**0.25
 _ERROR_CEILING: Final = 1e6
 # A tensor this small costs less as floats than the numbers of a codec do.
 _SMALL: Final = 4
+# Below this no tensor is worth a residual, whatever its density.
+_DENSE_SIZE_MIN: Final = 1_024
 
 
 class PayloadBudgetError(LocalProtocolError):
@@ -57,7 +76,8 @@ class AutoRule:
     """What `auto` aims at.
 
     Attributes:
-        error_max: |q(x) - x|^2 / |x|^2 that a tensor may have in the mean.
+        error_max: |q(x) - x|^2 / |x|^2 that a sparse tensor may have in the mean; a dense one at
+            most this, and at most `DENSE_ERROR_MAX`.
         payload_bytes_max: what a payload may have at the most, whatever the error; 0 for no bound.
     """
 
@@ -67,8 +87,8 @@ class AutoRule:
     @classmethod
     def for_cohort(cls, cohort: int, *, payload_bytes_max: int = 0) -> "AutoRule":
         """The rule for an update that is averaged with `cohort` - 1 others."""
-        grown = ERROR_MAX_DEFAULT * math.sqrt(max(cohort, 1) / COHORT_DEFAULT)
-        return cls(grown, payload_bytes_max)
+        share = max(cohort, 1) / COHORT_DEFAULT
+        return cls(ERROR_MAX_DEFAULT * min(share, math.sqrt(share)), payload_bytes_max)
 
     def for_link(self, bytes_per_s: float, seconds: float) -> "AutoRule":
         """The same, for a link that has to carry the payload in so many seconds."""
@@ -107,42 +127,111 @@ class _Option:
     bits: float
 
 
-def choose(flats: Sequence[Flat], rule: AutoRule) -> Iterator[list[Codec]]:
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """One codec with its steps, from fine to coarse; each is measured when it is asked for.
+
+    Attributes:
+        steps: in rms.
+        measure: the option at a step.
+        error_max: past it a step is never taken.
+    """
+
+    steps: Sequence[float]
+    measure: Callable[[float], _Option]
+    error_max: float = _ERROR_CEILING
+    _known: dict[int, _Option] = field(default_factory=dict)
+
+    def largest_within(self, error: float) -> _Option | None:
+        """The coarsest step whose error is within the bound: errors grow with the step."""
+        low, high = 0, len(self.steps)
+        while low < high:
+            middle = (low + high) // 2
+            if self._at(middle).error <= min(error, self.error_max):
+                low = middle + 1
+            else:
+                high = middle
+        return self._at(low - 1) if low else None
+
+    def _at(self, index: int) -> _Option:
+        if index not in self._known:
+            self._known[index] = self.measure(self.steps[index])
+        return self._known[index]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """What a tensor can be sent as.
+
+    Attributes:
+        exact: when nothing else is good enough.
+        families: the codecs that suit it.
+        dense: see the module.
+        coarse: for a budget that no error within reason meets.
+    """
+
+    exact: _Option
+    families: tuple[_Family, ...] = ()
+    dense: bool = False
+    coarse: tuple[_Family, ...] = ()
+
+    def cheapest(self, error: float, growth: float) -> _Option:
+        """The fewest bits at an error; `growth` is how far a budget has raised it."""
+        bound = min(error, DENSE_ERROR_MAX) * growth if self.dense else error * growth
+        families = self.families + (self.coarse if growth > 1.0 and bound > 1.0 else ())
+        found = [family.largest_within(bound) for family in families]
+        return min(
+            (option for option in found if option is not None),
+            key=lambda option: option.bits,
+            default=self.exact,
+        )
+
+
+def choose(
+    flats: Sequence[Flat], rule: AutoRule, *, feedback: bool = False
+) -> Iterator[list[Codec]]:
     """Codecs for the tensors of a model, one each; then again with more error and fewer bytes.
 
     The first is within `rule.error_max`. Whoever has a budget takes the first that fits it.
+
+    Args:
+        flats: the tensors, float32, flat.
+        rule: what is aimed at.
+        feedback: whether what a biased codec leaves out is put into the next update.
     """
-    options = [_options(flat) for flat in flats]
-    error, last = rule.error_max, None
-    while error <= _ERROR_CEILING:
-        chosen = [_cheapest(each, error) for each in options]
+    tensors = [_tensor(flat, feedback=feedback) for flat in flats]
+    growth, last = 1.0, None
+    while rule.error_max * growth <= _ERROR_CEILING:
+        chosen = [tensor.cheapest(rule.error_max, growth) for tensor in tensors]
         bits = sum(option.bits for option in chosen)
         if chosen != last and (rule.fits(int(bits / 8.0)) or last is None):
             yield [option.codec for option in chosen]
         last = chosen
-        error *= _ERROR_GROWTH
+        growth *= _ERROR_GROWTH
 
 
-def _cheapest(options: Sequence[_Option], error_max: float) -> _Option:
-    within = [option for option in options if option.error <= error_max]
-    return min(within, key=lambda option: option.bits) if within else options[0]
-
-
-def _options(values: Flat) -> list[_Option]:
-    """What a tensor can be sent as; the most exact first."""
+def _tensor(values: Flat, *, feedback: bool) -> _Tensor:
     exact = _Option(CODECS["f16"], 0.0, 16.0 * values.size)
     unit = np.float32(rms(values))
     if unit == 0.0:
-        return [_Option(ecq_sr(), 0.0, 0.0)]
+        return _Tensor(_Option(ecq_sr(), 0.0, 0.0))
     if values.size <= _SMALL:
-        return [exact]
+        return _Tensor(exact)
     # In units of the whole tensor's rms, as steps are: a sample may miss the outliers.
     sample = _sample(values) / unit
     magnitudes = np.abs(sample)
-    made = [_stochastic(magnitudes, step, values.size) for step in _STEPS_SR]
+    stochastic = _Family(_STEPS_SR, lambda step: _stochastic(magnitudes, step, values.size))
+    density = float(np.mean(magnitudes, dtype=np.float64)) ** 2
+    if values.size < _DENSE_SIZE_MIN or density <= DENSITY_MAX:
+        return _Tensor(exact, (stochastic,))
     turned = rotate(sample, 0)
-    made += [_eden(turned, step, values.size) for step in _STEPS_EDEN]
-    return [exact, *(option for option in made if math.isfinite(option.error))]
+    unbiased = _Family(_STEPS_EDEN, lambda step: _eden(turned, step, values.size))
+    if not feedback:
+        return _Tensor(exact, (unbiased,), dense=True, coarse=(stochastic,))
+    nearest = _Family(
+        _STEPS_ECQ, lambda step: _nearest(magnitudes, step, values.size), _FED_BACK_ERROR_MAX
+    )
+    return _Tensor(exact, (nearest,), dense=True, coarse=(unbiased, stochastic))
 
 
 def _sample(values: Flat) -> Flat:
@@ -162,6 +251,19 @@ def _stochastic(scaled: Flat, step: float, size: int) -> _Option:
     zero = float(np.mean(np.where(whole == 0.0, 1.0 - part, 0.0), dtype=np.float64))
     large = float(np.mean(np.where(whole >= 1.0, np.where(whole == 1.0, part, 1.0), 0.0)))
     return _Option(ecq_sr(step), error, _bits(1.0 - zero, large) * size)
+
+
+def _nearest(scaled: Flat, step: float, size: int) -> _Option:
+    """`ecq` of |x| / rms at a step in rms."""
+    levels = np.rint(scaled / np.float32(step))
+    ones = levels == 1.0
+    count = int(np.count_nonzero(ones))
+    level = float(np.sum(scaled, where=ones, dtype=np.float64)) / count if count else step
+    read = np.where(ones, np.float32(level), levels * np.float32(step))
+    error = float(np.sum(np.square(scaled - read), dtype=np.float64))
+    error /= float(np.sum(np.square(scaled), dtype=np.float64))
+    share = float(np.count_nonzero(levels)) / scaled.size
+    return _Option(ecq(step), error, _bits(share, share - count / scaled.size) * size)
 
 
 def _eden(turned: Flat, step: float, size: int) -> _Option:

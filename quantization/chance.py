@@ -57,4 +57,9 @@ def subset(bits: np.random.Philox, size: int, count: int) -> NDArray[np.int64]:
     Those with the smallest raw words: a draw without replacement, ties (never seen) by position.
     """
     raw = np.asarray(bits.random_raw(size), np.uint64)
-    return np.sort(np.argsort(raw, kind="stable")[:count])
+    if count == 0:
+        return np.empty(0, np.int64)
+    edge = np.partition(raw, count - 1)[count - 1]
+    kept = raw < edge
+    kept[np.flatnonzero(raw == edge)[: count - int(np.count_nonzero(kept))]] = True
+    return np.flatnonzero(kept)

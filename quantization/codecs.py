@@ -239,11 +239,12 @@ def check_spec(spec: str) -> str:
 def keeps_residual(spec: str) -> bool:
     """Whether a device that sends with this codec has to add what the last update left out.
 
-    So it is with a codec that is biased and whose error shrinks; with any other, `auto` and one
-    that is not known included, it is not.
+    So it is with a codec that is biased and whose error shrinks, and with `auto`, which chooses
+    such ones; not with any other, one that is not known included.
     """
-    codec = CODECS.get(name_of(spec))
-    return codec is not None and codec.feeds_back and not codec.unbiased
+    name = name_of(spec)
+    codec = CODECS.get(name)
+    return name == AUTO or (codec is not None and codec.feeds_back and not codec.unbiased)
 
 
 def feeds_back(spec: str) -> bool:

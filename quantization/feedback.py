@@ -8,10 +8,10 @@ the better choice.
 
 import numpy as np
 
-from quantization.codecs import feeds_back
-from quantization.payload import decode, encode
+from quantization.codecs import CODECS, keeps_residual
+from quantization.payload import Payload, decode, encode
 from wire import Schema, Tensors
-from wire.errors import LocalProtocolError
+from wire.errors import LocalProtocolError, SchemaMismatchError
 
 
 def encode_with_feedback(
@@ -20,25 +20,36 @@ def encode_with_feedback(
     """Encode an update and what the last one left out.
 
     Args:
-        spec: a codec that feeds back; see `encode`.
+        spec: a codec that keeps a residual; see `encode` and `keeps_residual`.
         tensors: float32 by name, the schema's.
         residual: what the call before returned; empty for none.
         schema: of both.
         seed: see `encode`.
 
     Returns:
-        The payload, and the new residual.
+        The payload, and the new residual: of those tensors whose codec is biased.
 
     Raises:
-        LocalProtocolError: the codec's error must not be fed back; it would grow.
+        LocalProtocolError: this codec's error must not be fed back; it would grow.
         SchemaMismatchError, NotFiniteError: see `encode`.
     """
-    if not feeds_back(spec):
+    if not keeps_residual(spec):
         raise LocalProtocolError(f"codec {spec}: its error grows when it is fed back")
+    schema.check(tensors)
     if residual:
-        schema.check(residual)
+        if not residual.keys() <= tensors.keys():
+            raise SchemaMismatchError("the residual is another model's")
+        schema.check({**tensors, **residual})
         with np.errstate(over="ignore"):
-            tensors = {name: values + residual[name] for name, values in tensors.items()}
-    payload = encode(spec, tensors, schema, seed=seed)
+            tensors = {
+                name: values + residual[name] if name in residual else values
+                for name, values in tensors.items()
+            }
+    payload = encode(spec, tensors, schema, seed=seed, feedback=True)
     sent = decode(payload, schema)
-    return payload, {name: tensors[name] - values for name, values in sent.items()}
+    codecs = zip(schema.tensors, Payload(payload, schema).codecs, strict=True)
+    return payload, {
+        each.name: tensors[each.name] - sent[each.name]
+        for each, codec in codecs
+        if codec is not None and not CODECS[codec].unbiased
+    }

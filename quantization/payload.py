@@ -95,6 +95,7 @@ def encode(
     *,
     seed: int,
     rule: AutoRule | None = None,
+    feedback: bool = False,
 ) -> bytes:
     """Tensors to a payload.
 
@@ -104,6 +105,8 @@ def encode(
         schema: names, shapes, order.
         seed: of rounding and rotation; another for each payload.
         rule: what `auto` aims at; the number behind `auto:` goes before its error.
+        feedback: whether `auto` may choose codecs whose error the caller puts into the next update,
+            as `encode_with_feedback` does.
 
     Raises:
         LocalProtocolError: no such codec.
@@ -120,19 +123,25 @@ def encode(
             largest = max(largest, -float(flat.min()), float(flat.max()))
         if largest > VALUE_ABS_MAX:
             raise NotFiniteError(f"{spec_.name}: has values above {VALUE_ABS_MAX:g}")
-    payload = _encode_any(spec, flats, schema, seed, rule)
+    payload = _encode_any(spec, flats, schema, seed, rule, feedback=feedback)
     if largest > _SURELY_READ:
         decode(payload, schema)
     return payload
 
 
 def _encode_any(
-    spec: str, flats: list[Flat], schema: Schema, seed: int, rule: AutoRule | None
+    spec: str,
+    flats: list[Flat],
+    schema: Schema,
+    seed: int,
+    rule: AutoRule | None,
+    *,
+    feedback: bool,
 ) -> bytes:
     if name_of(spec) == AUTO:
         rule = (rule or AutoRule()).with_setting(spec)
         best = b""
-        for codecs in choose(flats, rule):
+        for codecs in choose(flats, rule, feedback=feedback):
             best = _encode(0, codecs, flats, schema, seed)
             if rule.fits(len(best)):
                 return best
@@ -250,6 +259,7 @@ class Payload:
         self.blocks = blocks_of(schema)
         self.asked, seeded = _open(data, _prefix(schema))
         self._data = memoryview(data)
+        self._zstd = zstandard.ZstdDecompressor()
         reader = Reader(self._data[HEADER_BYTES:])
         self._seed = int(_SEED.unpack(reader.take(_SEED.size))[0]) if seeded else 0
         self._codecs: list[Codec | None] = []
@@ -336,7 +346,7 @@ class Payload:
         reader = Reader(self._data[body.at :])
         squeezed = bytes(reader.take(body.frame_bytes or body.squeezed_bytes))
         if body.frame_bytes:
-            squeezed = _decompress(squeezed, body.squeezed_bytes)
+            squeezed = _decompress(self._zstd, squeezed, body.squeezed_bytes)
         unpacked = coding.unpack(
             body.mode, squeezed, bytes(reader.take(body.plain_bytes)), body.symbols
         )
@@ -446,14 +456,12 @@ def _open(payload: bytes, prefix: bytes | None) -> tuple[int, bool]:
     return number, bool(asked & _SEEDED)
 
 
-def _decompress(frame: bytes, size: int) -> bytes:
+def _decompress(zstd: zstandard.ZstdDecompressor, frame: bytes, size: int) -> bytes:
     data = _MAGIC + frame
     try:
         declared = zstandard.frame_content_size(data)
         if declared != size:
             raise BadCompressionError(f"zstd declares {declared} bytes, the header {size}")
-        return zstandard.ZstdDecompressor().decompress(
-            data, max_output_size=size, allow_extra_data=False
-        )
+        return zstd.decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise BadCompressionError(str(error)) from error

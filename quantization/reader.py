@@ -32,8 +32,15 @@ class Reader:
         return taken
 
     def byte(self) -> int:
-        """The next byte."""
-        return self.take(1)[0]
+        """The next byte.
+
+        Raises:
+            TruncatedError: there is none.
+        """
+        if self.at >= len(self._data):
+            raise TruncatedError("0 bytes left, 1 wanted")
+        self.at += 1
+        return self._data[self.at - 1]
 
     def varint(self) -> int:
         """The next varint: seven bits to a byte, lowest first, in as few bytes as hold it.

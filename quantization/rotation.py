@@ -112,6 +112,19 @@ def unrotate(rotated: Flat, seed: int, tensor: int = 0, piece: int = 0) -> Flat:
     return out
 
 
+def turn(values: Flat, chunk: int) -> Flat:
+    """H x / sqrt(c) of each chunk of c values; fresh, and its own inverse.
+
+    Args:
+        values: float32[n], n a multiple of the chunk.
+        chunk: a power of two.
+    """
+    out = np.empty_like(values)
+    rows = np.array(values.reshape(-1, chunk).T, order="C")
+    np.copyto(out.reshape(-1, chunk), _hadamard(rows, None).T)
+    return out
+
+
 def _signs(size: int, seed: int, tensor: int, piece: int) -> tuple[Flat, Flat]:
     """The first diagonal of all chunks, and the second and third of each."""
     bits = stream(seed, Purpose.ROTATION, tensor, piece)

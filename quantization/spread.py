@@ -18,7 +18,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from quantization.rotation import rotate, unrotate
+from quantization.chance import Purpose, signs, stream
+from quantization.rotation import turn
 
 Flat = NDArray[np.float32]
 
@@ -69,15 +70,20 @@ def _slices(size: int, chunk: int) -> Iterator[tuple[int, slice]]:
         yield piece, slice(size - chunk, size)
 
 
-def _turn(values: Flat, seed: int, turn: int, chunk: int) -> Flat:
+def _turn(values: Flat, seed: int, number: int, chunk: int) -> Flat:
     out = values.copy()
     for piece, part in _slices(values.size, chunk):
-        out[part] = rotate(out[part], seed, turn, piece, chunk)
+        out[part] = turn(out[part] * _signs(out[part].size, seed, number, piece), chunk)
     return out
 
 
-def _turn_back(values: Flat, seed: int, turn: int, chunk: int) -> Flat:
+def _turn_back(values: Flat, seed: int, number: int, chunk: int) -> Flat:
     out = values.copy()
     for piece, part in reversed(tuple(_slices(values.size, chunk))):
-        out[part] = unrotate(out[part], seed, turn, piece, chunk)
+        out[part] = turn(out[part], chunk)
+        out[part] *= _signs(out[part].size, seed, number, piece)
     return out
+
+
+def _signs(size: int, seed: int, number: int, piece: int) -> Flat:
+    return signs(stream(seed, Purpose.ROTATION, number, piece), size)

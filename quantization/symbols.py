@@ -164,28 +164,26 @@ def _unpack_gaps(mode: int, squeezed: bytes, plain: bytes, size: int) -> Unpacke
     width = 1 if mode == GAPS else 2
     tokens = data[: _token_count(data, width)]
     rest = data[tokens.size :]
-    if (tokens == _SKIP | _LARGE).any():
-        raise RemoteProtocolError("a token that is both zeros alone and a symbol")
-    skip = tokens == _SKIP
-    steps = (tokens & _SKIP) + np.uint8(1)
-    ends = np.cumsum(steps, dtype=np.int64)
-    if skip.any():
-        # A skip is 127 zeros and no symbol: a step of 127, not of 128.
-        ends -= np.cumsum(skip, dtype=np.int64)
-        kept = ~skip
-        ends, tokens = ends[kept], tokens[kept]
-    positions = ends - 1
-    if positions.size == 0 or positions[-1] >= size or skip[-1]:
+    steps = tokens & _SKIP
+    kept = steps != _SKIP
+    # A symbol is a step past its zeros, a skip is its 127 zeros and no symbol.
+    steps += kept
+    positions = np.cumsum(steps, dtype=np.int64)
+    positions -= 1
+    if tokens.size == 0 or positions[-1] >= size or not kept[-1]:
         raise RemoteProtocolError("gaps lead out of the block, or nowhere")
-    negative = _bits(plain, positions.size)
-    symbols = np.ones(positions.size, np.int16)
-    large = np.flatnonzero(tokens & _LARGE)
+    if np.count_nonzero(kept) != kept.size:
+        if (tokens == _SKIP | _LARGE).any():
+            raise RemoteProtocolError("a token that is both zeros alone and a symbol")
+        positions, tokens = positions[kept], tokens[kept]
+    # 1 for a bit of 0, -1 for a bit of 1.
+    symbols = np.int16(1) - np.int16(2) * _bits(plain, positions.size).view(np.int8)
+    large = np.flatnonzero(tokens >= _LARGE)
     if large.size:
         magnitudes = rest.astype(np.uint16) if width == 1 else _from_planes(rest)
         if magnitudes.size != large.size or magnitudes.max() > SYMBOL_ABS_MAX - 2:
             raise RemoteProtocolError("magnitudes do not fit their tokens")
-        symbols[large] = magnitudes + 2
-    np.negative(symbols, out=symbols, where=negative)
+        symbols[large] *= (magnitudes + 2).astype(np.int16)
     return Unpacked(symbols, positions)
 
 
@@ -194,10 +192,11 @@ def _token_count(data: NDArray[np.uint8], width: int) -> int:
 
     Each token adds 1 or 1 + width to the sum, so that it passes the data's length once at most.
     """
-    if data.size == 0:
-        return 0
-    if width == 1 and not (data & _LARGE).any():
-        return int(data.size)
+    # Nearly always right at once: only tokens have the top bit, magnitudes are small.
+    large = np.count_nonzero(data >= _LARGE)
+    guess = data.size - width * large
+    if guess >= 0 and np.count_nonzero(data[:guess] >= _LARGE) == large:
+        return int(guess)
     used = np.arange(1, data.size + 1) + width * np.cumsum(data >= _LARGE, dtype=np.int64)
     count = int(np.searchsorted(used, data.size, side="left")) + 1
     if count > data.size or used[count - 1] != data.size:
@@ -207,10 +206,10 @@ def _token_count(data: NDArray[np.uint8], width: int) -> int:
 
 def _bits(data: bytes, count: int) -> NDArray[np.bool_]:
     _expect(data, -(-count // 8))
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    if bits[count:].any():
+    if count % 8 and data[-1] >> count % 8:
         raise RemoteProtocolError("bits are set behind the last sign")
-    return bits[:count].astype(np.bool_)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=count, bitorder="little")
+    return bits.view(np.bool_)
 
 
 def _expect(data: bytes, size: int) -> None:

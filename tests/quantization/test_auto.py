@@ -152,8 +152,9 @@ def test_a_spec_goes_before_the_rule_that_is_passed_along() -> None:
     assert rule.with_setting("auto:0.5:100") == AutoRule(0.5, 100)
 
 
-def test_a_budget_of_less_than_a_byte_is_a_byte_and_not_none() -> None:
-    assert AutoRule().with_setting("auto:0.5:0.3").payload_bytes_max == 1
+def test_a_budget_of_less_than_a_byte_is_refused_and_not_taken_for_none() -> None:
+    with pytest.raises(LocalProtocolError, match="whole number of bytes"):
+        AutoRule().with_setting("auto:0.5:0.3")
 
 
 def test_a_link_bounds_the_bytes() -> None:
