@@ -156,7 +156,7 @@ def test_the_largest_values_at_the_largest_weight_do_not_wrap(sign: float) -> No
 
 
 def test_products_are_of_float64_and_not_of_float32() -> None:
-    """NumPy 1 multiplies float32 by a float64 scalar in float32: 24 bits of a weight's 20 and 24."""
+    """NumPy 1 multiplies float32 by a float64 scalar in float32, where 24 bits are left."""
     total = Accumulator(ONE, weight_cap=999_983, updates_max=1)
     value = np.float32(1.0 + 2.0**-23)
     total.add_tensors({"t0": np.array([value])}, 999_983)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from quantization import chunks
 from quantization.chunks import SCALE_TABLE, quantize
 from quantization.rotation import chunks_of
-from quantization.stages import NO_SCALES, Place
+from quantization.stages import NO_SCALES, Place, Stage
 from tests.quantization.forge import TROUBLE, bell
 
 HERE = Place(0)
@@ -90,9 +90,7 @@ def test_every_chunk_that_is_not_zero_has_a_level(trouble: str, size: int, step:
 
 @pytest.mark.parametrize("stage", [chunks.signs(), chunks.levels(2.5, 0.1)], ids=["1", "eden"])
 @pytest.mark.parametrize("size", [256, 300, 65_536])
-def test_what_is_read_has_the_inner_product_of_what_was_sent(
-    stage: chunks.Stage, size: int
-) -> None:
+def test_what_is_read_has_the_inner_product_of_what_was_sent(stage: Stage, size: int) -> None:
     """<y, s q(y)> = |y|^2 in each chunk, but for the rounding of s to a byte: an eighth."""
     values = TROUBLE["heavy"](size)
     coded = stage.forward(values, HERE)

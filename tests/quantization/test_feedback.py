@@ -60,7 +60,8 @@ def test_all_that_was_ever_sent_catches_up_with_all_that_there_was(codec: str) -
 @settings(max_examples=20)
 @given(st.integers(1, 1000))
 def test_the_same_update_again_and_again_arrives(salt: int) -> None:
-    goal, left = update(salt), {}
+    goal = update(salt)
+    left: Tensors = {}
     sent = np.zeros(SCHEMA.parameters)
     for number in range(40):
         tensors = goal if number == 0 else {k: np.zeros_like(v) for k, v in goal.items()}

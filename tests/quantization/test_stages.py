@@ -198,7 +198,7 @@ def test_where_nothing_reaches_the_first_level_signs_are_kept() -> None:
     coded = stage.forward(values, HERE)
     back = stage.backward(coded.values, coded.parameters, NO_SCALES, HERE)
     mean = np.float32(0.6875 / 3.0)
-    assert np.allclose(back, [mean, -mean, 0.0, mean])
+    assert np.allclose(back, np.array([mean, -mean, 0.0, mean]))
 
 
 @settings(max_examples=60)
