@@ -47,7 +47,7 @@ def bits(total: Accumulator) -> bytes:
 # -- order -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(UPDATES, st.randoms(use_true_random=False), st.integers(1, 5))
 def test_any_order_and_any_grouping_give_the_same_bits(
     updates: Updates, chance: random.Random, parts: int
@@ -63,7 +63,7 @@ def test_any_order_and_any_grouping_give_the_same_bits(
     assert first.count == len(updates)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(UPDATES)
 def test_the_sum_is_that_of_big_integers(updates: Updates) -> None:
     """Each weighted value is rounded once, ties to even; what follows is exact."""
@@ -83,7 +83,7 @@ def test_the_sum_is_that_of_big_integers(updates: Updates) -> None:
             assert abs(Fraction(float(value)) - exact) <= abs(exact) * Fraction(1, 2**23)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(UPDATES)
 def test_the_mean_is_the_weighted_mean(updates: Updates) -> None:
     total = total_of(updates)
