@@ -77,7 +77,7 @@ def rotate(values: Flat, seed: int, tensor: int = 0, piece: int = 0) -> Flat:
     if cut.whole:
         whole = out[: cut.edge].reshape(-1, CHUNK)
         # Transposed, each step of the butterfly adds long rows.
-        rows = _hadamard(np.array(whole.T, order="C"), None)
+        rows = _hadamard(whole.T, None)
         np.copyto(whole, _hadamard(rows, inner[0, :CHUNK]).T)
     if cut.rest:
         rest = out[cut.edge :]
@@ -98,7 +98,7 @@ def unrotate(rotated: Flat, seed: int, tensor: int = 0, piece: int = 0) -> Flat:
     cut = chunks_of(rotated.size)
     if cut.whole:
         whole = out[: cut.edge].reshape(-1, CHUNK)
-        rows = _hadamard(np.array(whole.T, order="C"), None)
+        rows = _hadamard(whole.T, None)
         np.copyto(whole, _hadamard(rows, inner[0, :CHUNK]).T)
     if cut.rest:
         rest = out[cut.edge :]
@@ -151,7 +151,8 @@ def _hadamard(rows: Flat, factors: Flat | None) -> Flat:
     """
     count = len(rows)
     scale = np.float32(math.sqrt(1.0 / count))
-    rows = rows * (scale if factors is None else (factors * scale)[:, np.newaxis])
+    by = scale if factors is None else (factors * scale)[:, np.newaxis]
+    rows = np.multiply(rows, by, order="C")
     other = np.empty(rows.shape, np.float32)
     half = 1
     while half < count:

@@ -4,12 +4,16 @@ import re
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
-from quantization.codecs import CODECS
-from quantization.symbols import Reader, pack, symbol_bytes_max, unpack
+from quantization import CODEC_NAMES, payload_bytes_max
+from quantization.blocks import blocks_of
+from quantization.codecs import CODECS, FLOATS, Codec
+from quantization.stages import Stage
+from quantization.symbols import BYTES, GAPS, GAPS16, SIGNS, WORDS, ZERO, Packed, pack, unpack
 from tests.wire import make_vectors
-from wire import errors, frames, limits
+from wire import Schema, TensorSpec, errors, frames, limits
 from wire.messages import MESSAGES, RESERVED_KINDS, Body, Plan
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +25,7 @@ REASONS = {
     if isinstance(found, type) and issubclass(found, errors.RemoteProtocolError)
 }
 # How the page writes the defaults of fields.
-WORDS = {"": "empty", b"": "empty", (): "empty", True: "true", False: "false"}
+DEFAULTS = {"": "empty", b"": "empty", (): "empty", True: "true", False: "false"}
 
 
 def section(heading: str) -> str:
@@ -75,7 +79,7 @@ def check_fields(text: str, struct: type[Body | Plan]) -> None:
         elif field.default is msgspec.NODEFAULT:
             default = "empty"  # of a map: made anew each time
         elif isinstance(field.default, bool | bytes | tuple) or field.default == "":
-            default = WORDS[field.default]
+            default = DEFAULTS[field.default]
         else:
             default = str(field.default)
         assert row[2].strip("`") == default, field.name
@@ -104,25 +108,85 @@ def test_no_limit_is_quoted_that_does_not_exist() -> None:
     assert quoted == set(LIMITS)
 
 
-def test_every_codec_is_there_with_its_number_and_bound() -> None:
+def stage_of(codec: Codec) -> Stage:
+    stage = FLOATS[codec.number][1] if codec.number in FLOATS else codec.stage
+    assert stage is not None
+    return stage
+
+
+def test_every_codec_is_there_with_its_number_and_parameters() -> None:
     table = {row[1].strip("`"): row for row in rows(section("10. Payloads")) if len(row) == 4}
     assert {name: int(row[0]) for name, row in table.items()} == {
         name: codec.number for name, codec in CODECS.items()
     }
+    types = {"bfloat16": "b", "float32": "f"}
     for name, row in table.items():
-        start, factor = re.fullmatch(r"(?:(\d+) \+ )?(\d*)\*n\*", row[3]).groups()  # type: ignore[union-attr]
-        for size in (0, 1, 1_000):
-            bound = int(start or 0) + int(factor or 1) * size
-            assert CODECS[name].bytes_max(size) == bound
+        stated = "" if row[2] == "none" else row[2]
+        assert "".join(types[word.split()[0]] for word in stated.split(", ") if word) == (
+            stage_of(CODECS[name]).parameters
+        )
+        assert ("chunk" in row[3]) == stage_of(CODECS[name]).scaled
 
 
-def test_every_symbol_mode_is_there() -> None:
-    modes = [row[0] for row in rows(section("10. Payloads")) if len(row) == 3 and row[0].isdigit()]
-    assert modes[-4:] == ["0", "1", "2", "3"]
-    assert symbol_bytes_max(0) == 5
-    with pytest.raises(errors.RemoteProtocolError, match="mode 4"):
-        unpack(Reader(b"\x04"), 0)
-    assert pack(unpack(Reader(b"\x00"), 4)) == b"\x00"
+def test_every_codec_is_there_with_how_it_is_written() -> None:
+    named = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows(section("Writing"))))
+    assert named == [
+        "raw",
+        "f16",
+        "q8",
+        "q4",
+        "ecq_sr",
+        "ecq",
+        "eden1",
+        "eden",
+        "topk_sign",
+        "auto",
+    ]
+    assert set(named) == set(CODEC_NAMES)
+
+
+def test_every_symbol_mode_is_there_and_no_other() -> None:
+    modes = [int(row[0]) for row in rows(section("Symbols"))]
+    assert modes == [ZERO, GAPS, GAPS16, SIGNS, BYTES, WORDS]
+    with pytest.raises(errors.RemoteProtocolError, match="mode 6"):
+        unpack(modes[-1] + 1, b"", b"", 0)
+
+
+def test_the_example_of_symbols_is_right() -> None:
+    symbols, mode, squeezed, plain = re.search(  # type: ignore[union-attr]
+        "^The symbols ([0-9 \u2212]+) are mode (\\d), squeezed `(\\w+)`, plain `(\\w+)`\\.$",
+        section("Symbols"),
+        re.MULTILINE,
+    ).groups()
+    packed = pack(
+        np.array([int(text.replace("\u2212", "-")) for text in symbols.split()], np.int16)
+    )
+    assert packed == Packed(int(mode), bytes.fromhex(squeezed), bytes.fromhex(plain))
+
+
+def test_the_constants_of_chance_are_there() -> None:
+    text = section("Rotated tensors")
+    assert {int(word, 16) for word in re.findall(r"`([0-9a-f]{16})`", text)} == {
+        0xD2E7470EE14C6C93,
+        0xCA5A826395121157,
+        0x9E3779B97F4A7C15,
+        0xBB67AE8584CAA73B,
+        0x16554D9ECA36314C,
+    }
+
+
+@pytest.mark.parametrize(
+    "sizes", [(), (0,), (1,), (300, 7), (65_536,), (65_537, 9, 0), (40_000,) * 3]
+)
+def test_the_largest_payload_is_what_the_page_says(sizes: tuple[int, ...]) -> None:
+    made = Schema(tuple(TensorSpec(f"t{i}", (size,)) for i, size in enumerate(sizes)))
+    largest = 14 + 9 * len(sizes)
+    for block in blocks_of(made):
+        n = block.size
+        s, p = 3 * n + n // 127 + 1, -(-n // 8)
+        k = sum(each.size if each.size < 64 else max(1, each.size // 256) for each in block.pieces)
+        largest += 16 + max(s + p + k, 4 * n)
+    assert payload_bytes_max(made) == largest
 
 
 def test_every_error_is_there_and_no_other() -> None:

@@ -255,7 +255,9 @@ def lies() -> dict[str, tuple[Forged, type[RemoteProtocolError], str]]:
 
 def dictionary_frame(content: bytes) -> bytes:
     """A frame that names a dictionary."""
-    samples = [bytes((i % 7, j % 5, i * j % 11)) * 9 for i in range(40) for j in range(40)]
+    samples: list[bytes | bytearray | memoryview] = [
+        bytes((i % 7, j % 5, i * j % 11)) * 9 for i in range(40) for j in range(40)
+    ]
     trained = zstandard.train_dictionary(1_024, samples)
     made = zstandard.ZstdCompressor(level=1, dict_data=trained).compress(content)
     assert zstandard.get_frame_parameters(made).dict_id != 0

@@ -92,7 +92,7 @@ def test_no_codec_that_was_named_does_better_at_the_same_error() -> None:
 LAYERS = schema((40, 100), (40,), (10, 40), (10,))
 
 
-@settings(max_examples=25)
+@settings(max_examples=6)
 @given(st.integers(150, 3_000), st.integers(1, 20))
 def test_a_budget_is_kept_or_refused(budget: int, salt: int) -> None:
     tensors = tensors_of(LAYERS, heavy(5_000, salt))

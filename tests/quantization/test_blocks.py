@@ -14,7 +14,7 @@ SIZES = st.lists(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(SIZES)
 def test_blocks_cover_every_value_once_and_in_order(sizes: list[int]) -> None:
     made = schema(*[(size,) for size in sizes])
@@ -34,7 +34,7 @@ def test_blocks_cover_every_value_once_and_in_order(sizes: list[int]) -> None:
     assert at == sum(sizes)
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(SIZES)
 def test_a_block_ends_only_where_the_next_piece_does_not_fit(sizes: list[int]) -> None:
     made = blocks_of(schema(*[(size,) for size in sizes]))

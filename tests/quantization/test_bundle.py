@@ -32,7 +32,7 @@ def raw(value: float) -> bytes:
     return encode("raw", tensors_of(value), SCHEMA, seed=0)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(st.integers(-1, 2**40), st.lists(st.integers(1, 99), min_size=1, max_size=6), st.data())
 def test_a_bundle_comes_back(from_version: int, gaps: list[int], data: st.DataObject) -> None:
     version, steps = from_version, []
@@ -44,7 +44,7 @@ def test_a_bundle_comes_back(from_version: int, gaps: list[int], data: st.DataOb
     assert bundle.steps == tuple(steps)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(STEPS)
 def test_every_truncation_and_every_trailing_byte_is_a_typed_error(payloads: list[bytes]) -> None:
     packed = pack_bundle(0, tuple(Step(1 + i, each) for i, each in enumerate(payloads)))

@@ -82,6 +82,7 @@ def edges_of(cut: Chunks) -> list[int]:
     return [*range(0, cut.edge, cut.width), *([cut.edge] if cut.rest else [])]
 
 
+@pytest.mark.slow
 @BY_CODEC
 @pytest.mark.parametrize("trouble", TROUBLE)
 def test_odd_tensors_of_every_shape_come_back_within_the_bound(codec: str, trouble: str) -> None:
@@ -111,7 +112,7 @@ def test_tensors_of_several_pieces_come_back_within_the_bound(codec: str, size: 
 
 
 @pytest.mark.parametrize("codec", [*EACH, AUTO])
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(ANY_TENSOR, st.integers(0, 2**64), st.integers(-126, 0))
 @example(np.array([LARGEST, -LARGEST], np.float32), 0, 0)
 @example(np.array([TINY], np.float32), 0, 0)
@@ -123,7 +124,7 @@ def test_any_tensor_comes_back_within_the_bound(
 
 
 @pytest.mark.parametrize("codec", [*EACH, AUTO])
-@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e-10, 1.0, 1e10, 1e20, 1e30, 9e35])
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e20, 9e35])
 def test_scale_makes_no_difference(codec: str, scale: float) -> None:
     """But at the end of float32's range, where a step cannot be smaller than 2^-126."""
     values = (bell(300).astype(np.float64) * scale).astype(np.float32)
@@ -176,7 +177,7 @@ def test_encoding_leaves_what_it_is_given_alone(codec: str) -> None:
 
 
 @pytest.mark.parametrize("codec", ["raw", "f16", "ecq", "ecq:0.5", "topk_sign", "topk_sign:0.5"])
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(hnp.arrays(np.float32, st.integers(1, 90), elements=st.floats(-8, 8, width=32)))
 def test_an_error_that_is_fed_back_is_smaller_than_what_was_sent(codec: str, values: Flat) -> None:
     """Karimireddy et al. 2019, assumption A: a contraction."""
@@ -186,7 +187,7 @@ def test_an_error_that_is_fed_back_is_smaller_than_what_was_sent(codec: str, val
     assert np.linalg.norm(error) < norm or norm < 1e-40
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(hnp.arrays(np.float32, st.integers(1, 90), elements=st.floats(-8, 8, width=32)))
 def test_the_largest_error_of_q8_is_a_hundredth_of_the_largest_value(values: Flat) -> None:
     """No contraction of norms, but of maxima: what is fed back stays below 1% of an update."""

@@ -146,7 +146,7 @@ def test_the_fewest_bytes_are_offered() -> None:
     assert caught(0).from_version == -1
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(st.integers(-1, 80), st.integers(0, 80), st.sets(st.integers(0, 80)), st.booleans())
 def test_what_is_offered_starts_where_the_device_is_and_ends_where_it_should(
     have: int,

@@ -51,6 +51,7 @@ def test_what_is_forged_right_is_read() -> None:
 # -- every bit -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODEC_NAMES)
 def test_every_bit_flipped_under_a_right_check_is_well_formed_or_a_typed_error(codec: str) -> None:
     values = {"t0": heavy(4), "t1": np.where(np.arange(300) % 7, 0.0, heavy(300)).astype("f4")}
@@ -63,7 +64,7 @@ def test_every_bit_flipped_under_a_right_check_is_well_formed_or_a_typed_error(c
 
 
 @pytest.mark.parametrize("codec", CODEC_NAMES)
-@settings(max_examples=40)
+@settings(max_examples=10)
 @given(
     st.lists(st.tuples(st.integers(10, 2_000), st.binary(max_size=5)), min_size=1, max_size=4),
     st.integers(0, 3),
@@ -78,7 +79,7 @@ def test_bytes_put_in_or_taken_out_are_well_formed_or_a_typed_error(
     check(sealed(payload.ljust(10, b"\x00")))
 
 
-@settings(max_examples=300)
+@settings(max_examples=80)
 @given(st.binary(max_size=80), st.sampled_from([ONE, TWO]), st.booleans())
 def test_any_bytes_behind_a_right_header_are_well_formed_or_a_typed_error(
     data: bytes,
@@ -106,7 +107,7 @@ def test_a_lie_is_refused_with_the_word_for_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", [GAPS, GAPS16, SIGNS, BYTES, WORDS])
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(st.binary(max_size=30), st.binary(max_size=4), st.sampled_from([SR, ECQ]))
 def test_any_strings_in_any_mode_are_well_formed_or_a_typed_error(
     mode: int, squeezed: bytes, plain: bytes, head: bytes
@@ -114,7 +115,7 @@ def test_any_strings_in_any_mode_are_well_formed_or_a_typed_error(
     check(Forged(ONE, [head], [Body(mode, squeezed, plain=plain)]).data)
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(
     st.sampled_from([4, 5, 7, 8, 9]),
     st.binary(min_size=8, max_size=8),

@@ -74,7 +74,7 @@ def test_a_rotation_keeps_norms_and_is_taken_back(size: int) -> None:
     assert np.allclose(unrotate(turned, 1), values, rtol=0, atol=1e-5)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.sampled_from(sorted(TROUBLE)),
     st.sampled_from(SIZES[:-1]),

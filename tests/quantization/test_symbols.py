@@ -53,7 +53,7 @@ def ones_at(size: int, *positions: int) -> Symbols:
     return symbols
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(ANY | SPARSE | SIGNS_ALONE)
 @example(ones_at(65_536, 0, 65_535))
 @example(ones_at(128, 127))
@@ -91,7 +91,7 @@ def test_every_mode_is_what_the_page_says(
     assert packed == Packed(mode, bytes.fromhex(squeezed), bytes.fromhex(plain))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(ANY | SPARSE | SIGNS_ALONE, st.integers(0, 10_000))
 def test_a_string_that_is_cut_or_longer_is_a_typed_error_or_well_formed(
     symbols: Symbols, at: int
@@ -112,7 +112,7 @@ def test_a_string_that_is_cut_or_longer_is_a_typed_error_or_well_formed(
         assert back.shape == symbols.shape
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(
     st.integers(0, 7) | st.just(255),
     st.binary(max_size=40)
@@ -183,6 +183,7 @@ def test_the_largest_magnitude_is_that_of_an_int16_and_no_more() -> None:
     assert back.symbols.tolist() == [-SYMBOL_ABS_MAX]
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=30), st.data())
 def test_gaps_of_any_length_keep_their_places(gaps: list[int], data: st.DataObject) -> None:
     positions: NDArray[np.int64] = np.cumsum([gap + 1 for gap in gaps]) - 1

@@ -65,7 +65,8 @@ def many(spec: str, values: Flat) -> tuple[list[float], Floats]:
         (codec,) = next(choose([values], AutoRule()))
     else:
         codec = codec_for(spec)
-    read, own = [], ()
+    read: list[Floats] = []
+    own: tuple[float, ...] = ()
     for seed in range(RUNS // COPIES):
         payload = _encode(codec.number, [codec] * COPIES, [values] * COPIES, made, seed)
         own = Payload(payload, made)._parameters[0]
@@ -125,7 +126,7 @@ def test_the_mean_of_a_thousand_decodes_is_what_was_sent(spec: str, case: str) -
 @pytest.mark.slow
 @pytest.mark.parametrize(("spec", "error"), [("eden1", 0.5708), ("eden", 1.0), ("ecq_sr", 5.38)])
 def test_the_error_of_a_gaussian_is_what_theory_says(spec: str, error: float) -> None:
-    """E|x' - x|^2 / |x|^2: pi / 2 - 1 for a sign (DRIVE, theorem 2); a step of 8 rms: 8 E|x| - 1."""
+    """|x' - x|^2 / |x|^2: pi / 2 - 1 for a sign (DRIVE, theorem 2), 8 E|x| - 1 for 8 rms."""
     values = CASES["gaussian"]
     _own, read = many(spec, values)
     energy = float(np.sum(np.square(values, dtype=np.float64)))
