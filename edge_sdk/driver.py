@@ -37,7 +37,7 @@ from edge_sdk.signals import (
     TrainingFailed,
 )
 from edge_sdk.trainer import Model, Trainer, read_only
-from edge_sdk.work import StartWork, TrainingWork
+from edge_sdk.work import RESIDUAL_ROUNDS_MAX, StartWork, TrainingWork
 from quantization import CODEC_NAMES, keeps_residual
 from wire import (
     CancelWake,
@@ -389,12 +389,17 @@ class DeviceDriver:
         if base is None:
             self._step(TrainingFailed(effect.round, "base_lost"), now_s)
             return
+        # Left out of an update that is long past, it is about a model that is gone.
+        since = effect.round - self.session.last_round
+        fresh = self.session.last_round == 0 or since <= RESIDUAL_ROUNDS_MAX
+        keeps = fresh and keeps_residual(effect.codec)
         self._work = TrainingWork(
             order=effect,
             manifest=self.manifest,
             base=base,
             personal=self._shelf.personal(),
-            residual=self._shelf.residual() if keeps_residual(effect.codec) else {},
+            residual=self._shelf.residual() if keeps else {},
+            comes_often=fresh,
             make_trainer=self._make_trainer,
         )
         self._start_work(self._work)

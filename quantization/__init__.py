@@ -9,7 +9,14 @@ such payloads. Nothing here knows of devices or rounds.
 from quantization.accumulator import Accumulator
 from quantization.auto import AutoRule, PayloadBudgetError
 from quantization.bundle import Bundle, Step, apply_bundle, pack_bundle, unpack_bundle
-from quantization.codecs import CODEC_NAMES, check_spec, feeds_back, keeps_residual, name_of
+from quantization.codecs import (
+    AUTO,
+    CODEC_NAMES,
+    check_spec,
+    feeds_back,
+    keeps_residual,
+    name_of,
+)
 from quantization.container import Container, open_container, pack_container
 from quantization.downlink import CatchUp, ChainState, DownlinkChain, resolve_downlink
 from quantization.feedback import encode_with_feedback
@@ -17,6 +24,7 @@ from quantization.payload import Payload, PieceValues, codec_of, decode, encode,
 from quantization.secagg import SecaggInt
 
 __all__ = [
+    "AUTO",
     "CODEC_NAMES",
     "Accumulator",
     "AutoRule",

@@ -168,13 +168,14 @@ def _unpack_gaps(mode: int, squeezed: bytes, plain: bytes, size: int) -> Unpacke
     kept = steps != _SKIP
     # A symbol is a step past its zeros, a skip is its 127 zeros and no symbol.
     steps += kept
+    skips = np.count_nonzero(kept) != kept.size
+    if skips and (tokens == _SKIP | _LARGE).any():
+        raise RemoteProtocolError("a token that is both zeros alone and a symbol")
     positions = np.cumsum(steps, dtype=np.int64)
     positions -= 1
     if tokens.size == 0 or positions[-1] >= size or not kept[-1]:
         raise RemoteProtocolError("gaps lead out of the block, or nowhere")
-    if np.count_nonzero(kept) != kept.size:
-        if (tokens == _SKIP | _LARGE).any():
-            raise RemoteProtocolError("a token that is both zeros alone and a symbol")
+    if skips:
         positions, tokens = positions[kept], tokens[kept]
     # 1 for a bit of 0, -1 for a bit of 1.
     symbols = np.int16(1) - np.int16(2) * _bits(plain, positions.size).view(np.int8)

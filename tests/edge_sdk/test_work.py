@@ -210,10 +210,25 @@ def test_what_topk_sign_leaves_out_of_one_update_is_in_the_next() -> None:
 
 def test_a_codec_without_bias_neither_adds_nor_keeps_anything() -> None:
     delta, old = np.ones(200, np.float32), {"w": np.full(200, 7.0, np.float32)}
-    for codec in ("raw", "ecq_sr", "eden", "auto:0.5"):
+    for codec in ("raw", "ecq_sr", "eden", "q8"):
         done = sends(codec, delta, old)
         assert done.new_residual == {}
         assert abs(float(decode(done.payload, LARGE.schema)["w"].mean()) - 1.0) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("codec", "comes_often", "kept"),
+    [("auto", True, ["w"]), ("auto", False, []), ("ecq", False, ["w"])],
+)
+def test_auto_leaves_nothing_for_a_next_time_that_is_far(
+    codec: str, kept: list[str], *, comes_often: bool
+) -> None:
+    dense = np.random.Generator(np.random.Philox(1)).standard_normal(4_096).astype(np.float32)
+    base = work(lambda _model, _stop: TrainResult({"w": dense}, 12), codec=codec)
+    model = Manifest({"w": np.zeros(4_096, np.float32)})
+    made = replace(base, manifest=model, base=model.tensors, comes_often=comes_often)
+    assert isinstance(made.run(), Trained)
+    assert list(made.new_residual) == kept
 
 
 def test_nothing_is_fed_back_past_a_clip() -> None:

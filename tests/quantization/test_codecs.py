@@ -254,7 +254,7 @@ def test_a_number_changes_how_a_tensor_is_written_not_how_it_is_read() -> None:
         ("ecq:3:4", "number above 0"),
         ("topk_sign:1.5", "at most 1"),
         ("auto:", "number above 0"),
-        ("auto:0.5:-3", "number above 0"),
+        ("auto:0.5:-3", "whole number of bytes"),
         ("auto:1:2:3", "auto:ERROR:BYTES"),
     ],
 )
