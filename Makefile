@@ -15,7 +15,7 @@ FAST := not slow and not live and not browser
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-numpy1 demo test test-fast lint format coverage soak fuzz docs clean
+.PHONY: help setup setup-numpy1 demo test test-fast lint format coverage bench soak fuzz docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ format: setup ## let ruff put files in shape
 coverage: setup ## which lines and branches the tests reach, the slow ones included
 	@$(BIN)/coverage run -m pytest -m "not browser" $(ARGS)
 	@$(BIN)/coverage report
+
+bench: setup ## what codecs cost in accuracy and time: half an hour (ARGS="--workload A")
+	@$(BIN)/potluck bench codec $(ARGS)
 
 soak: setup ## play the nemesis: 10,000 seeds in both modes (ARGS="--minutes 30")
 	@PYTHONPATH=. $(BIN)/python scripts/soak.py $(ARGS)

@@ -113,11 +113,12 @@ def _peak_mib(act: Callable[[], object]) -> float:
 
 def lines(speeds: list[Speed]) -> list[str]:
     """The measurements as text."""
-    head = f"{'1M values':<10} {'bits':>6} {'encode':>9} {'decode':>9} {'add':>9} {'of which':>9}"
-    made = [f"{head} {'peak':>9}"]
+    head = f"{'1M values':<10} {'bits':>6} {'encode':>9} {'decode':>9} {'add':>9} {'sum':>9}"
+    made = [f"{head}  peak of 100, 10"]
     made += [
         f"{s.codec:<10} {s.bits_per_parameter:>6.3f} {s.encode_ms:>6.2f} ms {s.decode_ms:>6.2f} ms"
-        f" {s.add_ms:>6.2f} ms {s.float32_sum_ms:>6.2f} ms {s.add_peak_mib:>5.1f} MiB"
+        f" {s.add_ms:>6.2f} ms {s.float32_sum_ms:>6.2f} ms"
+        f"  {s.add_peak_mib:.1f}, {s.add_peak_few_mib:.1f} MiB"
         for s in speeds
     ]
     return made

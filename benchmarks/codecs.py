@@ -144,7 +144,7 @@ def play(cell: Cell) -> Outcome:
         if cell.codec != FLOAT32 and cell.direction == "up":
             up = uplink(cell.codec, task.schema, task.cohort)
         elif cell.codec != FLOAT32:
-            down = one_way(resolve_downlink(cell.codec), task.schema)
+            down = one_way(resolve_downlink(cell.codec), task.schema, AutoRule(chain=True))
         result = run(task, up, down, seed=cell.seed, rounds=cell.rounds)
     if cell.direction == "down":
         spent, payloads = result.downlink_bytes, len(result.downlink_bytes)
@@ -169,11 +169,11 @@ def _secagg_run(cell: Cell) -> Run:
     return run_unweighted(task, words, seed=cell.seed, rounds=cell.rounds)
 
 
-def one_way(spec: str, schema: Schema) -> Codec:
+def one_way(spec: str, schema: Schema, rule: AutoRule | None = None) -> Codec:
     """A codec as `benchmarks.federated` takes it: no state."""
 
     def code(change: Tensors, seed: int) -> tuple[bytes, Tensors]:
-        payload = encode(spec, change, schema, seed=seed)
+        payload = encode(spec, change, schema, seed=seed, rule=rule)
         return payload, decode(payload, schema)
 
     return code

@@ -21,7 +21,6 @@ from coordinator.store import Store, UpdateRow
 from fleet.emulated import EmulatedDevice
 from fleet.faults import Event, Fault, describe
 from insight import DeviceRecord, RoundRecord, RunRecord, Totals
-from quantization import resolve_downlink
 from wire import Crypto, Manifest, PotluckError, Report
 
 ENGINE: Final = "devices"
@@ -114,7 +113,7 @@ class Course:
             seed=run.seed,
             parameters=parameters,
             uplink_codec=run.config.uplink.spec_for(run.config.rounds.cohort),
-            downlink_codec=resolve_downlink(run.config.downlink.codec),
+            downlink_codec=run.config.downlink.codec,
             rounds=rounds,
             totals=_totals(
                 run,
@@ -274,7 +273,7 @@ def joined_record(
         seed=run.seed,
         parameters=parameters,
         uplink_codec=run.config.uplink.spec_for(run.config.rounds.cohort),
-        downlink_codec=resolve_downlink(run.config.downlink.codec),
+        downlink_codec=run.config.downlink.codec,
         rounds=(),
         totals=_totals(run, devices, parameters, counted=counted, wall_s=wall_s),
         devices=tuple(

@@ -4,9 +4,11 @@ What an average forgives depends on how a tensor's energy is spread. Its *densit
 |x|_1^2 / (n |x|_2^2) (Bernstein et al. 2018, signSGD, section 3.2): 0.64 of a Gaussian, 1 / n of
 one value. `potluck bench codec` has the runs behind the two cases:
 
-- *Sparse*, up to 0.4: a few values carry the update. Rounding by chance keeps those and blurs the
-  rest, without a bias, and the cohort's mean loses nothing at errors of several times the update's
-  own energy. `ecq_sr`, with the largest step whose error is within the bound.
+- *Sparse*, up to 0.5, which is a Laplacian's: a few values carry the update. Rounding by chance
+  keeps those and blurs the rest, without a bias, and the cohort's mean loses nothing at errors of
+  several times the update's own energy. `ecq_sr`, with the largest step whose error is within the
+  bound. The sparser, the less is forgiven, as the root of the density: steps of as many rms are
+  felt alike.
 - *Dense*: every value says a little, noise as strong as the signal costs points, and no unbiased
   code is small. But an error that is fed back is only late: `ecq`, with the largest step whose
   error is within its own bound. It has to stay well below 1, or residuals grow. Where the device
@@ -48,16 +50,19 @@ from quantization.rotation import CHUNK, rotate
 from quantization.stages import Flat, rms
 from wire.errors import LocalProtocolError
 
-ERROR_MAX_DEFAULT: Final = 3.0
+ERROR_MAX_DEFAULT: Final = 7.0
 COHORT_DEFAULT: Final = 10
 DENSE_ERROR_MAX: Final = 0.65
-DENSITY_MAX: Final = 0.4
+CHAIN_ERROR_MAX: Final = 0.6
+CHAIN_SMALL_ERROR_MAX: Final = 0.1
+DENSITY_MAX: Final = 0.5
 # Past this a residual grows from round to round: a run with 0.98 fell apart.
 _FED_BACK_ERROR_MAX: Final = 0.85
 _SAMPLE_RUNS: Final = 64
 _SAMPLE: Final = _SAMPLE_RUNS * CHUNK
-_STEPS_SR: Final = tuple(2.0 ** (half / 2.0) for half in range(-2, 14))
+_STEPS_SR: Final = tuple(2.0 ** (quarter / 4.0) for quarter in range(-4, 29))
 _STEPS_ECQ: Final = tuple(eighth / 8.0 for eighth in range(4, 37))
+_STEPS_CHAIN: Final = tuple(2.0 ** (eighth / 8.0) for eighth in range(-16, 57))
 _STEPS_EDEN: Final = tuple(quarter / 4.0 for quarter in range(2, 19))
 _ERROR_GROWTH: Final = 2.0**0.25
 _ERROR_CEILING: Final = 1e6
@@ -76,13 +81,16 @@ class AutoRule:
     """What `auto` aims at.
 
     Attributes:
-        error_max: |q(x) - x|^2 / |x|^2 that a sparse tensor may have in the mean; a dense one at
-            most this, and at most `DENSE_ERROR_MAX`.
+        error_max: |q(x) - x|^2 / |x|^2 that a sparse tensor of density 1 / 4 may have in the mean;
+            a dense one at most this, and at most `DENSE_ERROR_MAX`.
         payload_bytes_max: what a payload may have at the most, whatever the error; 0 for no bound.
+        chain: whether it is a step of the chain on the way down, which nothing averages: then the
+            nearest levels for every tensor, within `CHAIN_ERROR_MAX`, small tensors much closer.
     """
 
     error_max: float = ERROR_MAX_DEFAULT
     payload_bytes_max: int = 0
+    chain: bool = False
 
     @classmethod
     def for_cohort(cls, cohort: int, *, payload_bytes_max: int = 0) -> "AutoRule":
@@ -167,17 +175,20 @@ class _Tensor:
         exact: when nothing else is good enough.
         families: the codecs that suit it.
         dense: see the module.
+        lenience: of the bound on errors, 1 at a density of 1 / 4.
         coarse: for a budget that no error within reason meets.
     """
 
     exact: _Option
     families: tuple[_Family, ...] = ()
     dense: bool = False
+    lenience: float = 1.0
     coarse: tuple[_Family, ...] = ()
 
     def cheapest(self, error: float, growth: float) -> _Option:
         """The fewest bits at an error; `growth` is how far a budget has raised it."""
-        bound = min(error, DENSE_ERROR_MAX) * growth if self.dense else error * growth
+        bound = min(error, DENSE_ERROR_MAX) if self.dense else error * self.lenience
+        bound *= growth
         families = self.families + (self.coarse if growth > 1.0 and bound > 1.0 else ())
         found = [family.largest_within(bound) for family in families]
         return min(
@@ -199,6 +210,9 @@ def choose(
         rule: what is aimed at.
         feedback: whether what a biased codec leaves out is put into the next update.
     """
+    if rule.chain:
+        yield [_link(flat) for flat in flats]
+        return
     tensors = [_tensor(flat, feedback=feedback) for flat in flats]
     growth, last = 1.0, None
     while rule.error_max * growth <= _ERROR_CEILING:
@@ -223,7 +237,7 @@ def _tensor(values: Flat, *, feedback: bool) -> _Tensor:
     stochastic = _Family(_STEPS_SR, lambda step: _stochastic(magnitudes, step, values.size))
     density = float(np.mean(magnitudes, dtype=np.float64)) ** 2
     if values.size < _DENSE_SIZE_MIN or density <= DENSITY_MAX:
-        return _Tensor(exact, (stochastic,))
+        return _Tensor(exact, (stochastic,), lenience=2.0 * math.sqrt(density))
     turned = rotate(sample, 0)
     unbiased = _Family(_STEPS_EDEN, lambda step: _eden(turned, step, values.size))
     if not feedback:
@@ -232,6 +246,20 @@ def _tensor(values: Flat, *, feedback: bool) -> _Tensor:
         _STEPS_ECQ, lambda step: _nearest(magnitudes, step, values.size), _FED_BACK_ERROR_MAX
     )
     return _Tensor(exact, (nearest,), dense=True, coarse=(unbiased, stochastic))
+
+
+def _link(values: Flat) -> Codec:
+    """What a tensor's change is sent as on the way down."""
+    unit = np.float32(rms(values))
+    if unit == 0.0:
+        return ecq()
+    if values.size <= _SMALL:
+        return CODECS["f16"]
+    magnitudes = np.abs(_sample(values) / unit)
+    family = _Family(_STEPS_CHAIN, lambda step: _nearest(magnitudes, step, values.size))
+    small = values.size < _DENSE_SIZE_MIN
+    found = family.largest_within(CHAIN_SMALL_ERROR_MAX if small else CHAIN_ERROR_MAX)
+    return CODECS["f16"] if found is None else found.codec
 
 
 def _sample(values: Flat) -> Flat:

