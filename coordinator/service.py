@@ -194,7 +194,7 @@ class Coordinator:
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
         self.rounds.start(now_s)
-        self.rounds.timers[FLUSH] = now_s + FLUSH_EVERY_S
+        self._flush_soon(now_s)
 
     def stop(self) -> None:
         """Write what is only in memory: counts. Rounds need nothing."""
@@ -241,9 +241,9 @@ class Coordinator:
             del timers[timer]
             if timer == FLUSH:
                 self._flush()
-                timers[FLUSH] = now_s + FLUSH_EVERY_S
             else:
                 self.rounds.wake(timer, now_s)
+        self._flush_soon(now_s)
 
     def on_frame(self, topic: str, data: bytes, now_s: float) -> None:
         """Take a publication from the broker, whatever it is."""
@@ -265,6 +265,7 @@ class Coordinator:
             self._on_message(device, message, now_s)
         except RemoteProtocolError as error:
             self.count_incident(device, error)
+        self._flush_soon(now_s)
 
     def _remind(self, address: Address, data: bytes) -> None:
         """A device that is out speaks: it has not heard that it is."""
@@ -487,6 +488,11 @@ class Coordinator:
         data = frames.seal(message, address, self._keys.signer)
         self.sent_bytes += publish_packet_bytes(address.topic, len(data), mqtt5=True)
         self._publish_bytes(address.topic, data)
+
+    def _flush_soon(self, now_s: float) -> None:
+        """Write counts within a while; a coordinator at which nobody speaks does not wake."""
+        if (self._incidents or self._new_check_ins) and FLUSH not in self.rounds.timers:
+            self.rounds.timers[FLUSH] = now_s + FLUSH_EVERY_S
 
     def _flush(self) -> None:
         if self._incidents:

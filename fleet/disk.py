@@ -52,10 +52,10 @@ class Fuse:
 class _Connection:
     """A SQLite connection whose writes pass a fuse; only what `Store` uses."""
 
-    def __init__(self, inner: sqlite3.Connection, fuse: Fuse, payloads: dict[bytes, bytes]) -> None:
-        self._inner = inner
+    def __init__(self, disk: "CoordinatorDisk", fuse: Fuse) -> None:
+        self._disk = disk
+        self._inner = disk.database
         self._fuse = fuse
-        self._payloads = payloads
 
     @property
     def in_transaction(self) -> bool:
@@ -74,21 +74,23 @@ class _Connection:
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         """As sqlite3's; a write that is not inside a transaction is durable when this returns."""
         if sql.startswith(_SPOOLS):
-            self._payloads.setdefault(*parameters)
+            self._disk.payloads.setdefault(*parameters)
         if not sql.lstrip().startswith(_WRITES):
+            self._disk.changes += sql == "ROLLBACK"
             return self._inner.execute(sql, parameters)
         if self._fuse.full and not sql.startswith("CREATE"):
             raise sqlite3.OperationalError("database or disk is full")
         durable = sql == "COMMIT" or not self._inner.in_transaction
         if durable:
             self._fuse.burn()
+        self._disk.changes += sql != "COMMIT"
         cursor = self._inner.execute(sql, parameters)
         if durable:
             self._fuse.burn()
         return cursor
 
     def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:
-        """As sqlite3's."""
+        """As sqlite3's; `Store` writes tokens and counts with it, never the ledger."""
         if self._fuse.full:
             raise sqlite3.OperationalError("database or disk is full")
         return self._inner.executemany(sql, parameters)
@@ -102,10 +104,12 @@ class CoordinatorDisk:
 
     Attributes:
         payloads: a copy of every payload that was ever spooled, for whoever checks the sums.
+        changes: grows whenever the ledger, the rounds or the models may have changed.
     """
 
     def __init__(self, fuse: Fuse) -> None:
         self.payloads: dict[bytes, bytes] = {}
+        self.changes = 0
         self.database = sqlite3.connect(":memory:", isolation_level=None)
         self.database.row_factory = sqlite3.Row
         self._fuse = fuse
@@ -113,12 +117,13 @@ class CoordinatorDisk:
     def open(self) -> Store:
         """The store, as a process finds it that has just started."""
         self.lose_uncommitted()
-        connection: Any = _Connection(self.database, self._fuse, self.payloads)
+        connection: Any = _Connection(self, self._fuse)
         return Store(Path(":memory:"), connect=lambda: connection)
 
     def lose_uncommitted(self) -> None:
         """What a power cut does to an open transaction."""
         if self.database.in_transaction:
+            self.changes += 1
             self.database.execute("ROLLBACK")
 
     def close(self) -> None:

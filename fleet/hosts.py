@@ -84,6 +84,7 @@ class Host(ABC):
         if self.running or self.gone:
             return
         self.running = True
+        self.world.stirred[self.name] = None
         self.starts += 1
         self.started_at_s = self.world.now_s
         self._wake_at_s = None
@@ -94,6 +95,7 @@ class Host(ABC):
         if not self.running:
             return
         self.running = False
+        self.world.stirred[self.name] = None
         self.crashes += 1
         self.fuse.blows_at = None
         self.end_link(silent=silent)
@@ -104,6 +106,7 @@ class Host(ABC):
         """Let the process do something; power may go, or the disk be full, in the middle of it."""
         if not self.running:
             return
+        self.world.stirred[self.name] = None
         try:
             action()
         except PowerCutError:
