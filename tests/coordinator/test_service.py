@@ -430,3 +430,51 @@ def test_a_revoked_device_that_has_not_heard_is_told_again(tmp_path: Path) -> No
     while loopback.deliver():
         pass
     assert loopback.devices[0].session.phase is Phase.REVOKED
+
+
+# -- a round every so often ------------------------------------------------------------------------
+
+
+def opened_at(loopback: Loopback) -> list[float]:
+    return [row["opened_at"] for row in loopback.coordinator.store.rounds()]
+
+
+def every(every_s: float) -> Rounds:
+    return Rounds(count=3, cohort=2, quorum=1.0, deadline_s=30.0, every_s=every_s)
+
+
+def test_a_round_opens_no_sooner_than_it_may_after_the_one_before(tmp_path: Path) -> None:
+    loopback = play(tmp_path, None, every(100.0))
+    first, second, third = opened_at(loopback)
+    assert 100.0 <= second - first < 110.0
+    assert 100.0 <= third - second < 110.0
+
+
+def test_a_restart_does_not_hasten_the_next_round(tmp_path: Path) -> None:
+    loopback = Loopback(tmp_path, count=4, rounds=every(100.0))
+    loopback.start()
+    while not loopback.coordinator.store.rounds():
+        assert loopback.deliver() or pass_time(loopback)
+    loopback.coordinator.store.close()
+    loopback.boot_coordinator().start(loopback.now_s)
+    loopback.coordinator.on_link_up(131_072, loopback.now_s)
+    loopback.play()
+    first, second, _third = opened_at(loopback)
+    assert 100.0 <= second - first < 110.0
+
+
+def test_a_clock_that_is_set_back_delays_the_next_round_by_no_more_than_one_interval(
+    tmp_path: Path,
+) -> None:
+    loopback = Loopback(tmp_path, count=4, rounds=every(100.0))
+    loopback.start()
+    while not loopback.coordinator.models.version:
+        assert loopback.deliver() or pass_time(loopback)
+    loopback.coordinator.store.close()
+    loopback.now_s -= 40_000.0
+    loopback.boot_coordinator().start(loopback.now_s)
+    restarted_s = loopback.now_s
+    loopback.coordinator.on_link_up(131_072, loopback.now_s)
+    loopback.play()
+    assert loopback.coordinator.finished
+    assert opened_at(loopback)[1] - restarted_s < 110.0
