@@ -111,14 +111,15 @@ def judge(
     """Open, with what a check-in says of the device, or closed for one reason."""
     floor = policy.min_battery if was_open else min(policy.min_battery + BATTERY_HYSTERESIS, 1.0)
     reason = ""
-    if not now.charging and policy.require_charging:
+    # Bytes first: a gate that is closed for them holds releases back too.
+    if policy.bytes_per_day_max and spent_bytes_today >= policy.bytes_per_day_max:
+        reason = "byte_budget_spent"
+    elif now.metered and not policy.allow_metered:
+        reason = "metered"
+    elif not now.charging and policy.require_charging:
         reason = "not_charging"
     elif not now.charging and now.battery_fraction < floor:
         reason = "battery_low"
-    elif now.metered and not policy.allow_metered:
-        reason = "metered"
-    elif policy.bytes_per_day_max and spent_bytes_today >= policy.bytes_per_day_max:
-        reason = "byte_budget_spent"
     elif now.cpu_load > policy.cpu_load_max:
         reason = "cpu_busy"
     if reason:

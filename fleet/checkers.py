@@ -17,8 +17,10 @@ from coordinator.models import tensors_from_bytes
 from coordinator.round import RESUME_GRACE_S
 from coordinator.signals import RoundOpened
 from coordinator.store import UpdateRow
+from edge_sdk import Model
 from edge_sdk.session import Phase
-from fleet.hosts import DeviceHost, VirtualDevice
+from fleet.device_host import DeviceHost, VirtualDevice
+from fleet.spending import BEGINNINGS, Book
 from fleet.virtual import VirtualFleet
 from quantization import decode
 from wire import frames, limits, tensors_digest, topics
@@ -29,6 +31,9 @@ _KIND_OFFSET: Final = 4
 # A closed round's evidence is looked at once more, and then never again.
 _ROUNDS_BACK: Final = 2
 _TIMERS_MAX: Final = 8
+# Held, released and the next one; one more whose save a crash cut off from its clean-up; personal.
+_MODEL_FILES_MAX: Final = 5
+_TORN_FILES_MAX: Final = 3
 _DEADLINE_SLACK_S: Final = 1.0
 # Hosts that did nothing in an event are looked at this often all the same: who knows.
 _SWEEP_EVERY: Final = 256
@@ -57,6 +62,10 @@ class Evidence:
     exact: dict[int, dict[str, Any]] = field(default_factory=dict)
     settled_on_devices: dict[str, int] = field(default_factory=dict)
     stirred: list[DeviceHost] = field(default_factory=list)
+    books: dict[str, Book] = field(default_factory=dict)
+    begun: list[str] = field(default_factory=list)
+    core: int | None = None
+    used: dict[str, Model] = field(default_factory=dict)
     by_name: dict[str, VirtualDevice] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +88,12 @@ class Witness:
         self.evidence = Evidence(self.fleet)
         self._hosts = {host.name: host for host in self.fleet.hosts}
         self._changes = -1
+        self.evidence.books = {
+            host.device.name: Book(host)
+            for host in self.fleet.hosts
+            if host.policy.bytes_per_day_max
+        }
+        self.fleet.network.on_sent = self._note_sent
         self._read_ledger()
         self.fleet.world.after_event = self.check
 
@@ -89,13 +104,16 @@ class Witness:
             ViolationError: a promise was broken.
         """
         evidence, world = self.evidence, self.fleet.world
+        changes, sweep = self.fleet.gateway.disk.changes, world.events % _SWEEP_EVERY == 0
+        if not (world.stirred or self._published or changes != self._changes or sweep):
+            a_round_ends_by_its_deadline(evidence)
+            return
         evidence.published = list(self._heard()) if self._published else []
-        if world.events % _SWEEP_EVERY == 0:
+        if sweep:
             evidence.stirred = self.fleet.hosts
         else:
             evidence.stirred = [self._hosts[n] for n in world.stirred if n in self._hosts]
         world.stirred.clear()
-        changes = self.fleet.gateway.disk.changes
         if changes != self._changes:
             self._changes = changes
             self._read_ledger()
@@ -103,6 +121,11 @@ class Witness:
                 checker(evidence)
         for checker in EVENT_CHECKERS:
             checker(evidence)
+        evidence.begun.clear()
+
+    def _note_sent(self, device: str, data: bytes) -> None:
+        if device in self.evidence.books and data[_KIND_OFFSET] in BEGINNINGS:
+            self.evidence.begun.append(device)
 
     def _heard(self) -> Iterator[tuple[str, Message]]:
         for topic, data in self._published:
@@ -271,12 +294,18 @@ def nobody_is_invited_who_has_not_spoken(evidence: Evidence) -> None:
 
 
 def a_device_uses_released_models_alone(evidence: Evidence) -> None:
-    """The app's model is version 0 or one that was released."""
+    """The app's model is version 0 or one that was released, and has the digest of that."""
     for host in evidence.stirred:
-        version = host.device.driver.released.version
-        if version not in evidence.released:
+        model = host.device.driver.released
+        if evidence.used.get(host.name) is model:
+            continue
+        evidence.used[host.name] = model
+        models = evidence.fleet.coordinator.models
+        row = evidence.fleet.coordinator.store.model(model.version)
+        digest = bytes.fromhex(tensors_digest(models.schema, model.tensors))
+        if model.version not in evidence.released or row is None or digest != row["digest"]:
             raise ViolationError(
-                "a_device_uses_released_models_alone", f"{host.name} runs version {version}"
+                "a_device_uses_released_models_alone", f"{host.name} runs version {model.version}"
             )
 
 
@@ -304,6 +333,8 @@ def memory_is_bounded(evidence: Evidence) -> None:
     for host in evidence.stirred:
         if len(host.device.driver.timers) > _TIMERS_MAX:
             raise ViolationError("memory_is_bounded", f"{host.name}: timers")
+        if len(host.shelf.files) > _MODEL_FILES_MAX or len(host.shelf.torn) > _TORN_FILES_MAX:
+            raise ViolationError("memory_is_bounded", f"{host.name}: model files")
 
 
 def work_has_a_way_on(evidence: Evidence) -> None:
@@ -318,10 +349,25 @@ def work_has_a_way_on(evidence: Evidence) -> None:
             raise ViolationError("work_has_a_way_on", f"{host.name} in {session.phase.name}")
 
 
+def budgets_are_kept(evidence: Evidence) -> None:
+    """Once a day's bytes have reached its budget a device begins nothing, whatever it goes through.
+
+    Within five seconds it knows; a reboot forgets what `edge_sdk.budget` says, and no more.
+    """
+    for host in evidence.stirred:
+        book = evidence.books.get(host.device.name)
+        if book is not None:
+            book.note()
+    for device in evidence.begun:
+        book = evidence.books[device]
+        if not book.may_begin():
+            raise ViolationError("budgets_are_kept", f"{book.host.name}: {book.spent_at_s}")
+
+
 def a_round_ends_by_its_deadline(evidence: Evidence) -> None:
     """While its coordinator runs, a round is closed at its deadline, or soon after a restart."""
     gateway = evidence.fleet.gateway
-    if not gateway.running or gateway.clock_offset_s:
+    if not gateway.running or gateway.wall.stepped_s:
         return
     for number, (status, opened) in evidence.rounds.items():
         if status != "open":
@@ -356,6 +402,7 @@ EVENT_CHECKERS: Final = (
     a_sealed_update_waits_for_its_settlement,
     memory_is_bounded,
     work_has_a_way_on,
+    budgets_are_kept,
     a_round_ends_by_its_deadline,
 )
 
@@ -384,9 +431,9 @@ def every_round_was_closed(evidence: Evidence) -> None:
 
 
 def everybody_has_the_released_model(evidence: Evidence) -> None:
-    """Once nothing is broken any more, every device runs the last release."""
+    """In the end every device that works runs the last release."""
     latest = evidence.fleet.coordinator.models.version
-    for host in evidence.fleet.hosts:
+    for host in evidence.fleet.hosts[: evidence.core]:
         if not host.gone and host.device.driver.released.version != latest:
             raise ViolationError("everybody_has_the_released_model", host.name)
 
@@ -396,3 +443,5 @@ FINAL_CHECKERS: Final = (
     every_receipt_was_settled,
     everybody_has_the_released_model,
 )
+# With a healthy core, `Evidence.core` of the devices, and the rest broken for ever.
+LIVENESS_CHECKERS: Final = (every_round_was_closed, everybody_has_the_released_model)

@@ -1,5 +1,7 @@
 """Disks that fail: power that goes between any two effects, and space that runs out.
 
+Here are the fuse that blows and the coordinator's disk; a device's is in `fleet.device_disk`.
+
 A `Fuse` is asked before and after each thing that a process does to the world: a write that
 becomes durable, a message that leaves. When it blows, `PowerCutError` goes through the process as
 kill -9 would: nothing after that point happens, and nothing before it is undone but a transaction
@@ -7,13 +9,11 @@ that had not been committed.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from coordinator.store import Store
-from edge_sdk.journal import MemoryJournal
-from edge_sdk.signals import ForgetUpdate, SealedUpdate
 
 _SPOOLS: Final = "INSERT OR REPLACE INTO spool"
 _WRITES: Final = ("INSERT", "UPDATE", "DELETE", "COMMIT", "CREATE")
@@ -129,40 +129,3 @@ class CoordinatorDisk:
     def close(self) -> None:
         """The world is over."""
         self.database.close()
-
-
-class DeviceDisk(MemoryJournal):
-    """A device's journal whose writes pass a fuse."""
-
-    def __init__(self, fuse: Fuse) -> None:
-        super().__init__()
-        self._fuse = fuse
-
-    def _write(self, write: Callable[[], Any]) -> Any:
-        if self._fuse.full:
-            raise OSError("no space left on device")
-        self._fuse.burn()
-        result = write()
-        self._fuse.burn()
-        return result
-
-    def seal(self, sealed: SealedUpdate, payload: bytes) -> None:
-        """Keep an update until it is settled."""
-        self._write(lambda: super(DeviceDisk, self).seal(sealed, payload))
-
-    def forget(self, forgotten: ForgetUpdate) -> None:
-        """Drop a settled update's payload and keep a line about it."""
-        self._write(lambda: super(DeviceDisk, self).forget(forgotten))
-
-    def note_held(self, version: int) -> None:
-        """Remember the newest model whose tensors are stored."""
-        self._write(lambda: super(DeviceDisk, self).note_held(version))
-
-    def note_released(self, version: int) -> None:
-        """Remember the model that the app sees."""
-        self._write(lambda: super(DeviceDisk, self).note_released(version))
-
-    def spend(self, day: int, spent_bytes: int) -> int:
-        """Add bytes to a day; returns that day's sum."""
-        spent: int = self._write(lambda: super(DeviceDisk, self).spend(day, spent_bytes))
-        return spent

@@ -30,6 +30,13 @@ def test_each_rule_closes_the_gate_for_its_own_reason(
     assert reason(policy, now) == why
 
 
+def test_what_costs_bytes_is_the_reason_before_any_other() -> None:
+    policy = Policy(bytes_per_day_max=1_000, require_charging=True)
+    busy = Conditions(battery_fraction=0.0, charging=False, metered=True, cpu_load=1.0)
+    assert reason(policy, busy, spent=1_000) == "byte_budget_spent"
+    assert reason(policy, busy, spent=999) == "metered"
+
+
 def test_a_check_in_lasts_as_long_as_the_owner_says() -> None:
     gate = judge(Policy(check_in_s=3_600.0), Conditions(), spent_bytes_today=0, was_open=False)
     assert isinstance(gate, GateOpened)
