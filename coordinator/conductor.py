@@ -20,6 +20,7 @@ from coordinator.models import Models
 from coordinator.selection import is_eligible, select
 from coordinator.signals import (
     Accepted,
+    ClockSet,
     Commit,
     Committed,
     InviteeLost,
@@ -174,6 +175,16 @@ class Conductor:
         if self.round.opened is not None:
             self._store.note_declines(self.round.opened.round, self._declines)
         self.step(InviteeLost(device, reason), now_s)
+
+    def on_clock_step(self, by_s: float, now_s: float) -> None:
+        """Somebody has set the clock: what was to happen in a while still does."""
+        self.timers = {timer: at_s + by_s for timer, at_s in self.timers.items()}
+        self._not_before_s += by_s
+        self._gathering_until_s += by_s
+        if self._patient_until_s is not None:
+            self._patient_until_s += by_s
+        if self.is_open:
+            self.step(ClockSet(by_s), now_s)
 
     def step(self, event: object, now_s: float) -> None:
         """Give the round an event, execute its effects, and go on while they raise new events."""

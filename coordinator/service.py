@@ -212,6 +212,13 @@ class Coordinator:
         """The broker is gone: what is said now reaches nobody, so no round is opened."""
         self.rounds.link_is_up = False
 
+    def on_clock_step(self, by_s: float, now_s: float) -> None:
+        """Somebody has set the clock that `now_s` comes from."""
+        self._observe(Report("clock_set", f"by {by_s:+.0f} s"))
+        self.leases.on_clock_step(by_s)
+        self._downloads.on_clock_step()
+        self.rounds.on_clock_step(by_s, now_s)
+
     def _recall(self, now_s: float) -> None:
         """Say again what may have been lost with the link, or with this process before it.
 

@@ -20,12 +20,14 @@ class WallClock:
 
     Attributes:
         stepped_s: by how much it was set, all in all.
+        steps: how often.
     """
 
     def __init__(
         self, world: World, start_unix_s: float, *, drift: float = 0.0, offset_s: float = 0.0
     ) -> None:
         self.stepped_s = 0.0
+        self.steps = 0
         self._world = world
         self._start_s = start_unix_s + offset_s
         self._rate = 1.0 + drift
@@ -41,6 +43,7 @@ class WallClock:
     def step(self, by_s: float) -> None:
         """Somebody sets the clock."""
         self.stepped_s += by_s
+        self.steps += 1
 
 
 class Uptime:

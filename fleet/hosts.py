@@ -221,7 +221,7 @@ class CoordinatorHost(Host):
         """Somebody sets the clock."""
         self.wall.step(by_s)
         self._wake_at_s = None
-        self.enter(lambda: None)
+        self.enter(lambda: self.coordinator.on_clock_step(by_s, self.clock()))
 
     def _make(self) -> Coordinator:
         return Coordinator(

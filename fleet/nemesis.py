@@ -35,6 +35,8 @@ CALM_S: Final = 4 * 3_600.0
 # Midnight comes early in a world. Whose budget is spent then, too, has to wait for the next one.
 START: Final = "2026-01-05T23:58:00Z"
 NEXT_DAY_H: Final = 30
+# With nobody to spare, one device that is lost lets a round wait for its deadline.
+_OVER_SELECT: Final = (1.3, 1.0)
 _EVERY_S: Final = (0.0, 0.0, 20.0)
 _CHECK_IN_S: Final = (120.0, 120.0, 120.0, 120.0, 600.0)
 _BUDGET_SEEDS: Final = 10**12
@@ -67,6 +69,7 @@ _GATEWAY_KINDS: Final[tuple[EventKind, ...]] = (
     "partition",
     "broker_kill",
     "weather",
+    "clock_step",
     "clock_step",
 )
 
@@ -196,6 +199,7 @@ def try_seed(
             count=rounds,
             cohort=cohort,
             quorum=0.5,
+            over_select=_OVER_SELECT[seed % len(_OVER_SELECT)],
             deadline_s=90.0,
             every_s=_EVERY_S[seed % len(_EVERY_S)],
         ),

@@ -410,6 +410,24 @@ def test_a_round_that_was_open_when_the_clock_went_back_ends_all_the_same(tmp_pa
     assert deadline - loopback.now_s < 600.0
 
 
+@pytest.mark.parametrize("by_s", [3.2e7, -3.2e7])
+def test_a_clock_that_is_set_hastens_and_delays_nothing(tmp_path: Path, by_s: float) -> None:
+    loopback = collecting(tmp_path)
+    coordinator = loopback.coordinator
+    before = {timer: at_s - loopback.now_s for timer, at_s in coordinator.rounds.timers.items()}
+    leases = len(coordinator.leases.valid(loopback.now_s))
+    loopback.now_s += by_s
+    coordinator.on_clock_step(by_s, loopback.now_s)
+    after = {timer: at_s - loopback.now_s for timer, at_s in coordinator.rounds.timers.items()}
+    assert after == pytest.approx(before)
+    assert len(coordinator.leases.valid(loopback.now_s)) == leases
+    assert coordinator.rounds.is_open
+    started_s = loopback.now_s
+    loopback.play()
+    assert coordinator.finished
+    assert loopback.now_s - started_s < 120.0
+
+
 def test_no_round_opens_while_nobody_can_be_invited(tmp_path: Path) -> None:
     loopback = Loopback(tmp_path, count=4, rounds=ROUNDS)
     loopback.start()

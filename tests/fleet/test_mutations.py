@@ -288,6 +288,10 @@ def releases_fetched_with_a_spent_budget(patch: Patch) -> None:
     patch.setattr(session, "_BYTES_ARE_SHORT", frozenset())
 
 
+def timers_left_where_they_were_when_the_clock_was_set(patch: Patch) -> None:
+    patch.setattr(Coordinator, "on_clock_step", lambda *_: None)
+
+
 def damaged_models_taken_for_good(patch: Patch) -> None:
     patch.setattr(DeviceDriver, "_holds", lambda *_: True)
 
@@ -317,6 +321,7 @@ MISTAKES: tuple[Callable[[Patch], None], ...] = (
     budget_forgotten_on_reboot,
     budget_of_a_day_that_a_clock_step_ends,
     releases_fetched_with_a_spent_budget,
+    timers_left_where_they_were_when_the_clock_was_set,
     damaged_models_taken_for_good,
 )
 
