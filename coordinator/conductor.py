@@ -131,6 +131,16 @@ class Conductor:
         """Whether a round is under way."""
         return self.round.phase in _OPEN_PHASES
 
+    def may_still_train(self, device: str, now_s: float) -> bool:
+        """Whether the open round waits for a device, and has time left for it to begin."""
+        opened = self.round.opened
+        return (
+            self.is_open
+            and opened is not None
+            and device in self.round.waiting_for
+            and now_s < opened.deadline_at_s
+        )
+
     @property
     def finished(self) -> bool:
         """Whether every round of the federation is closed."""

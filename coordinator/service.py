@@ -234,7 +234,7 @@ class Coordinator:
         for device, check_in in sorted(self._check_ins.items()):
             if not check_in or device not in self._devices:
                 continue
-            if self.rounds.is_open and device in self.rounds.round.waiting_for:
+            if self.rounds.may_still_train(device, now_s):
                 self.rounds.step(DeviceAsks(device, check_in), now_s)
             else:
                 self._publish(ComeBackAt(check_in, 0.0, "coordinator_is_back"), device)
@@ -368,9 +368,12 @@ class Coordinator:
         released = self.store.released(STABLE)
         if released is not None and released["version"] != message.released_version:
             self._publish(Release(released["version"], released["digest"], STABLE), device)
-        if self.rounds.is_open and device in self.rounds.round.waiting_for:
+        if self.rounds.may_still_train(device, now_s):
             self.rounds.step(DeviceAsks(device, message.check_in), now_s)
             return
+        if self.rounds.is_open and device in self.rounds.round.waiting_for:
+            # It has nothing sealed, or it would not check in, and its round is as good as over.
+            self.rounds.lose(device, "deadline_passed", now_s)
         if self.finished:
             self._publish(ComeBackAt(message.check_in, IDLE_COME_BACK_S, "run_over"), device)
             return

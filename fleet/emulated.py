@@ -170,7 +170,7 @@ class EmulatedDevice(Generic[LinkT]):
 
     def work_done(self, work: TrainingWork, event: Trained | TrainingFailed) -> None:
         """Training is over; what a faulty device makes of it comes here."""
-        if isinstance(event, Trained):
+        if isinstance(event, Trained) and not work.stopped:
             self.counts.trained += 1
             if self._fault is not None and self._fault.kind == "garbage":
                 event = self._spoil(work, event)

@@ -16,7 +16,7 @@ from quantization import encode
 from quantization.payload import HEADER_BYTES
 from tests.support.loopback import Loopback
 from wire import BadSignatureError, Manifest, chunk_count, frames, update_id
-from wire.messages import Chunk, FetchRequest, Leave, UpdateOffer
+from wire.messages import Available, Chunk, FetchRequest, Leave, UpdateOffer
 
 CHUNK = 1_024
 ROUNDS = Rounds(count=3, cohort=4, quorum=1.0, deadline_s=60.0)
@@ -400,6 +400,38 @@ def test_offers_for_rounds_that_never_were_leave_no_line_in_the_ledger(tmp_path:
         key = update_id("toy", number, name)
         loopback.speak(0, offer(loopback, good_payload(), round=number, update_id=key))
     assert loopback.coordinator.store.updates() == []
+
+
+def test_nobody_is_invited_again_to_a_round_whose_time_is_over(tmp_path: Path) -> None:
+    loopback = collecting(tmp_path)
+    coordinator, late = loopback.coordinator, loopback.devices[0].session.device
+    opened = coordinator.rounds.round.opened
+    assert opened is not None
+    loopback.now_s = opened.deadline_at_s + 5.0
+    coordinator = loopback.boot_coordinator()
+    coordinator.start(loopback.now_s)
+    assert late in coordinator.rounds.round.waiting_for
+    session = loopback.devices[0].session
+    sent_bytes = coordinator.sent_bytes
+    loopback.speak(
+        0,
+        Available(
+            check_in=session.check_in + 1,
+            window_s=60.0,
+            held_version=0,
+            released_version=0,
+            schema_digest=session.schema_digest,
+            device_class="unknown",
+            battery_fraction=1.0,
+            charging=True,
+            metered=False,
+            codecs=session.codecs,
+        ),
+    )
+    assert coordinator.store.declines(1)[late] == "deadline_passed"
+    assert late not in coordinator.rounds.round.waiting_for
+    assert coordinator.sent_bytes == sent_bytes
+    assert [lease.device for lease in coordinator.leases.valid(loopback.now_s)] == [late]
 
 
 def test_a_round_that_was_open_when_the_clock_went_back_ends_all_the_same(tmp_path: Path) -> None:
