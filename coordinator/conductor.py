@@ -20,6 +20,7 @@ from coordinator.models import Models
 from coordinator.selection import is_eligible, select
 from coordinator.signals import (
     Accepted,
+    ClockSet,
     Commit,
     Committed,
     InviteeLost,
@@ -114,6 +115,8 @@ class Conductor:
         self._first_gathering = first_gathering
         self._gathering_until_s = gathering_until_s
         self._patient_until_s: float | None = None
+        self._not_before_s = 0.0
+        self._last_round = store.last_round()
         self._taken_part: Counter[str] = Counter(
             row.device for row in store.updates() if row.counted
         )
@@ -128,10 +131,20 @@ class Conductor:
         """Whether a round is under way."""
         return self.round.phase in _OPEN_PHASES
 
+    def may_still_train(self, device: str, now_s: float) -> bool:
+        """Whether the open round waits for a device, and has time left for it to begin."""
+        opened = self.round.opened
+        return (
+            self.is_open
+            and opened is not None
+            and device in self.round.waiting_for
+            and now_s < opened.deadline_at_s
+        )
+
     @property
     def finished(self) -> bool:
         """Whether every round of the federation is closed."""
-        return not self.is_open and self._store.last_round() >= self._config.rounds.count
+        return not self.is_open and self._last_round >= self._config.rounds.count
 
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
@@ -142,6 +155,9 @@ class Conductor:
             self._declines = self._store.declines(opened.round)
             heard = {row.device for row in self._store.updates(opened.round)} | set(self._declines)
             self.step(Resume(opened, stored, frozenset(heard)), now_s)
+        last = self._store.round(self._last_round)
+        if last is not None:
+            self._not_before_s = last["opened_at"] + self._config.rounds.every_s
         self.timers[PLAN_AGAIN] = now_s
 
     def wake(self, timer: str, now_s: float) -> None:
@@ -154,7 +170,7 @@ class Conductor:
     def plan_soon(self, now_s: float) -> None:
         """Somebody is there who was not before: look whether a round can open."""
         if not self.is_open:
-            at_s = now_s + PLAN_AFTER_S
+            at_s = max(now_s + PLAN_AFTER_S, self._earliest_s(now_s))
             self.timers[PLAN_AGAIN] = min(self.timers.get(PLAN_AGAIN, at_s), at_s)
 
     def take(self, update: UpdateStored, payload: bytes, now_s: float) -> None:
@@ -169,6 +185,16 @@ class Conductor:
         if self.round.opened is not None:
             self._store.note_declines(self.round.opened.round, self._declines)
         self.step(InviteeLost(device, reason), now_s)
+
+    def on_clock_step(self, by_s: float, now_s: float) -> None:
+        """Somebody has set the clock: what was to happen in a while still does."""
+        self.timers = {timer: at_s + by_s for timer, at_s in self.timers.items()}
+        self._not_before_s += by_s
+        self._gathering_until_s += by_s
+        if self._patient_until_s is not None:
+            self._patient_until_s += by_s
+        if self.is_open:
+            self.step(ClockSet(by_s), now_s)
 
     def step(self, event: object, now_s: float) -> None:
         """Give the round an event, execute its effects, and go on while they raise new events."""
@@ -191,17 +217,25 @@ class Conductor:
 
     # -- opening -----------------------------------------------------------------------------
 
+    def _earliest_s(self, now_s: float) -> float:
+        """When the next round may open: `every_s` after the last, also if a clock was set back."""
+        self._not_before_s = min(self._not_before_s, now_s + self._config.rounds.every_s)
+        return self._not_before_s
+
     def _plan(self, now_s: float) -> None:
         """Open the next round as soon as enough eligible devices are there to be chosen from.
 
         Enough to invite opens at once. Fewer, if they can still make the quorum, open after a
         moment of patience for those who are connected and about to speak.
         """
-        number = self._store.last_round() + 1
+        number = self._last_round + 1
         if self.is_open:
             return
         if number > self._config.rounds.count:
             self._run_over(now_s)
+            return
+        if now_s < self._earliest_s(now_s):
+            self.timers[PLAN_AGAIN] = self._not_before_s
             return
         if not self.link_is_up:
             return  # whoever says that it is back asks again
@@ -227,6 +261,7 @@ class Conductor:
     def _open(self, number: int, now_s: float) -> None:
         config = self._config.rounds
         deadline_at_s = now_s + config.deadline_s
+        self._not_before_s = now_s + config.every_s
         chosen = select(
             self._leases.valid(now_s),
             self._config.selection,
@@ -289,6 +324,7 @@ class Conductor:
         match record:
             case RoundOpened():
                 self._store.open_round(record)
+                self._last_round = record.round
             case UpdateStored():
                 self._store.store_update(record, self._payloads[record.update_id])
             case UpdateSettled():

@@ -36,6 +36,7 @@ class Rounds(Struct, frozen=True, forbid_unknown_fields=True):
     over_select: Annotated[float, Meta(ge=1.0, le=10.0)] = 1.3
     quorum: Share = 0.7
     deadline_s: Annotated[float, Meta(gt=0.0, le=limits.DEADLINE_S_MAX)] = 60.0
+    every_s: Annotated[float, Meta(ge=0.0, le=limits.DEADLINE_S_MAX)] = 0.0
     local_epochs: Annotated[int, Meta(ge=1, le=limits.EPOCHS_MAX)] = 1
     batch: Annotated[int, Meta(ge=1, le=limits.BATCH_MAX)] = 10
     learning_rate: Annotated[float, Meta(gt=0.0, le=1e6)] = 0.1
@@ -123,6 +124,7 @@ class Fleet(Struct, frozen=True, forbid_unknown_fields=True):
         str, Meta(pattern=r"^(iid|blocks|dirichlet:[0-9.]+|blocks\+dirichlet:[0-9.]+)$")
     ] = "dirichlet:0.5"
     start: str = "2026-01-05T20:00:00Z"
+    check_in_s: Annotated[float, Meta(ge=20.0, le=limits.LEASE_S_MAX)] = 120.0
 
 
 class FederationConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -42,6 +42,10 @@ class Downloads:
         self._publish = publish
         self._served: dict[str, deque[tuple[float, int]]] = {}
 
+    def on_clock_step(self) -> None:
+        """Somebody has set the clock: who asked when is forgotten."""
+        self._served.clear()
+
     def _asks_too_often(self, device: str, version: int, now_s: float) -> bool:
         """Whether to leave a request to the device's next try: what is sent waits in our memory."""
         served = self._served.setdefault(device, deque(maxlen=_FETCHES_MAX))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coordinator.broker import BrokerStartError, EmbeddedBroker, free_port
+from coordinator.clock import Clock
 from coordinator.config import FederationConfig
 from coordinator.identity import STORE_FILE, load_identity
 from coordinator.service import Coordinator
@@ -98,6 +99,7 @@ class Gateway:
         self._observe = observe
         self._inbox: queue.Queue[Callable[[float], None]] = queue.Queue(_QUEUE_MAX)
         self._look_at_s = 0.0
+        self._clock = Clock(self._clock_set)
         self._down_said = ""
         self._stopped = False
         self._lock = InstanceLock(state_dir)
@@ -190,27 +192,29 @@ class Gateway:
         self._observe(Report("broker_up", self.url))
         self.coordinator.on_link_up(packet_bytes_max, now_s)
 
+    def _clock_set(self, by_s: float) -> None:
+        self.coordinator.on_clock_step(by_s, time.time())
+
     def _publish(self, topic: str, data: bytes) -> None:
         self.link.publish(topic, data)
 
     def start(self) -> None:
         """Resume or begin; `turn` goes on from here."""
-        self.coordinator.start(time.time())
+        self.coordinator.start(self._clock.now_s())
         self.link.start()
 
     def turn(self, wait_s: float = _TURN_S_MAX) -> None:
         """Do what is due, then take what comes within `wait_s`."""
         self._look_after_broker()
-        now_s = time.time()
-        self.coordinator.wake(now_s)
+        self.coordinator.wake(self._clock.now_s())
         due_s = self.coordinator.next_wake_s
         if due_s is not None:
-            wait_s = min(wait_s, max(due_s - time.time(), 0.0))
+            wait_s = min(wait_s, max(due_s - self._clock.now_s(), 0.0))
         with contextlib.suppress(queue.Empty):
-            self._inbox.get(timeout=wait_s)(time.time())
+            self._inbox.get(timeout=wait_s)(self._clock.now_s())
             # However many wait: timers and whoever wants to stop have their turn.
             for _ in range(_ITEMS_A_TURN):
-                self._inbox.get_nowait()(time.time())
+                self._inbox.get_nowait()(self._clock.now_s())
 
     def run(self, stop: Callable[[], bool], *, stay: bool = False) -> None:
         """Turn until `stop()`, or until every round is closed and said, unless told to stay."""

@@ -6,7 +6,7 @@ connected and have just been settled: they will speak in a moment, and waiting t
 the next round's choice independent of who was quickest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wire.messages import Available
 
@@ -62,6 +62,13 @@ class Leases:
         lease = self._leases.get(device)
         if lease is None or lease.check_in > check_in:
             self.end(device)
+
+    def on_clock_step(self, by_s: float) -> None:
+        """Somebody has set the clock: a promise lasts as long as it was given for."""
+        self._leases = {
+            device: replace(lease, until_s=lease.until_s + by_s)
+            for device, lease in self._leases.items()
+        }
 
     def expect(self, device: str) -> None:
         """The device is connected and about to speak again."""

@@ -26,8 +26,11 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
+import msgspec
+
 from coordinator.signals import (
     Accepted,
+    ClockSet,
     Commit,
     Committed,
     DeviceAsks,
@@ -298,6 +301,16 @@ def _asks(state: RoundState, event: DeviceAsks, now_s: float) -> Step:
     return state, (_invite(opened, event.device, event.check_in, now_s),)
 
 
+def _clock_set(state: RoundState, event: ClockSet, _now_s: float) -> Step:
+    opened = _opened(state)
+    moved = msgspec.structs.replace(
+        opened,
+        opened_at_s=opened.opened_at_s + event.by_s,
+        deadline_at_s=opened.deadline_at_s + event.by_s,
+    )
+    return replace(state, opened=moved), ()
+
+
 def _woke(state: RoundState, event: Woke, now_s: float) -> Step:
     if event.timer != DEADLINE:
         return state, ()
@@ -345,6 +358,7 @@ def _open_rows(here: Phase, over: tuple[Phase, ...]) -> dict[type, Rule[RoundSta
         UpdateArrived: Rule(_arrived, (_P.COLLECTING,)),
         InviteeLost: Rule(_invitee_lost, (here, *over)),
         DeviceAsks: Rule(_asks, (here,)),
+        ClockSet: Rule(_clock_set, (here,)),
         Woke: Rule(_woke, (here, *over)),
     }
 
@@ -355,6 +369,7 @@ def _closed_rows(phase: Phase) -> dict[type, Rule[RoundState]]:
         Accepted: Rule(_ignore, (phase,)),
         Rejected: Rule(_ignore, (phase,)),
         InviteeLost: Rule(_ignore, (phase,)),
+        ClockSet: Rule(_ignore, (phase,)),
         Woke: Rule(_ignore, (phase,)),
     }
 

@@ -194,7 +194,7 @@ class Coordinator:
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
         self.rounds.start(now_s)
-        self.rounds.timers[FLUSH] = now_s + FLUSH_EVERY_S
+        self._flush_soon(now_s)
 
     def stop(self) -> None:
         """Write what is only in memory: counts. Rounds need nothing."""
@@ -212,6 +212,13 @@ class Coordinator:
         """The broker is gone: what is said now reaches nobody, so no round is opened."""
         self.rounds.link_is_up = False
 
+    def on_clock_step(self, by_s: float, now_s: float) -> None:
+        """Somebody has set the clock that `now_s` comes from."""
+        self._observe(Report("clock_set", f"by {by_s:+.0f} s"))
+        self.leases.on_clock_step(by_s)
+        self._downloads.on_clock_step()
+        self.rounds.on_clock_step(by_s, now_s)
+
     def _recall(self, now_s: float) -> None:
         """Say again what may have been lost with the link, or with this process before it.
 
@@ -227,7 +234,7 @@ class Coordinator:
         for device, check_in in sorted(self._check_ins.items()):
             if not check_in or device not in self._devices:
                 continue
-            if self.rounds.is_open and device in self.rounds.round.waiting_for:
+            if self.rounds.may_still_train(device, now_s):
                 self.rounds.step(DeviceAsks(device, check_in), now_s)
             else:
                 self._publish(ComeBackAt(check_in, 0.0, "coordinator_is_back"), device)
@@ -241,9 +248,9 @@ class Coordinator:
             del timers[timer]
             if timer == FLUSH:
                 self._flush()
-                timers[FLUSH] = now_s + FLUSH_EVERY_S
             else:
                 self.rounds.wake(timer, now_s)
+        self._flush_soon(now_s)
 
     def on_frame(self, topic: str, data: bytes, now_s: float) -> None:
         """Take a publication from the broker, whatever it is."""
@@ -265,6 +272,7 @@ class Coordinator:
             self._on_message(device, message, now_s)
         except RemoteProtocolError as error:
             self.count_incident(device, error)
+        self._flush_soon(now_s)
 
     def _remind(self, address: Address, data: bytes) -> None:
         """A device that is out speaks: it has not heard that it is."""
@@ -360,9 +368,12 @@ class Coordinator:
         released = self.store.released(STABLE)
         if released is not None and released["version"] != message.released_version:
             self._publish(Release(released["version"], released["digest"], STABLE), device)
-        if self.rounds.is_open and device in self.rounds.round.waiting_for:
+        if self.rounds.may_still_train(device, now_s):
             self.rounds.step(DeviceAsks(device, message.check_in), now_s)
             return
+        if self.rounds.is_open and device in self.rounds.round.waiting_for:
+            # It has nothing sealed, or it would not check in, and its round is as good as over.
+            self.rounds.lose(device, "deadline_passed", now_s)
         if self.finished:
             self._publish(ComeBackAt(message.check_in, IDLE_COME_BACK_S, "run_over"), device)
             return
@@ -487,6 +498,11 @@ class Coordinator:
         data = frames.seal(message, address, self._keys.signer)
         self.sent_bytes += publish_packet_bytes(address.topic, len(data), mqtt5=True)
         self._publish_bytes(address.topic, data)
+
+    def _flush_soon(self, now_s: float) -> None:
+        """Write counts within a while; a coordinator at which nobody speaks does not wake."""
+        if (self._incidents or self._new_check_ins) and FLUSH not in self.rounds.timers:
+            self.rounds.timers[FLUSH] = now_s + FLUSH_EVERY_S
 
     def _flush(self) -> None:
         if self._incidents:

@@ -149,6 +149,13 @@ class DeviceAsks:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockSet:
+    """Somebody has set the gateway's clock; the driver has moved the timers."""
+
+    by_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """The transaction is on disk: this is the new version."""
 

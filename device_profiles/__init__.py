@@ -8,8 +8,10 @@ amount of work its time and energy: pure functions all of them, the same bits on
 
 from device_profiles.conditions import Conditions, conditions_at
 from device_profiles.costs import (
+    charging_w,
     training_energy_j,
     training_seconds,
+    training_w_extra,
     transfer_energy_j,
     transfer_seconds,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "Mix",
     "ProfileError",
     "apportion",
+    "charging_w",
     "class_names",
     "class_sources",
     "class_table",
@@ -40,6 +43,7 @@ __all__ = [
     "mix_names",
     "training_energy_j",
     "training_seconds",
+    "training_w_extra",
     "transfer_energy_j",
     "transfer_seconds",
 ]

@@ -74,35 +74,19 @@ def conditions_at(
     """
     pattern = profile.day
     local_s = now_s + utc_offset_s
-    day, day_s = pattern.locate(local_s)
-    habit, place, *_ = (_chance.uniform(word) for word in _words(seed, _chance.DEVICE, 0))
-    # One lookup covers the day and its neighbours, on which the battery's ends depend.
-    drawn = [_chance.uniform(word) for word in _words(seed, _chance.DAY, day - 1, 12)]
-    levels = [
-        habit if drawn[i + 1] < pattern.habit_share else drawn[i]
-        for i in range(0, len(drawn), _chance.WORDS_PER_INDEX)
-    ]
+    number, day_s = pattern.locate(local_s)
+    day = _day(profile, seed, number)
 
     share = pattern.ready_share(day_s)
-    ready = share > levels[1]
-    plugged_above = [level * _CHARGES_ABOVE_SHARE * pattern.ready_peak for level in levels]
-    charging = profile.on_mains or share > plugged_above[1]
+    ready = share > day.level
+    charging = profile.on_mains or share > day.plugged_above
     hour = _words(seed, _chance.HOUR, int(local_s // HOUR_S))
     online = ready or _chance.uniform(hour[0]) < pattern.online_share
     metered = not ready and _chance.uniform(hour[1]) < pattern.metered_share
 
     battery_fraction = 1.0
     if not profile.on_mains:
-        # A charger that is in at the day's border holds the battery full there, on both sides.
-        ends = [
-            1.0
-            if min(plugged_above[i], plugged_above[i + 1]) < pattern.ready_low
-            else _between(_LEFT_AT_LOW_HOUR, drawn[_chance.WORDS_PER_INDEX * (i + 1) + 2])
-            for i in (0, 1)
-        ]
-        plugged_in_at = _between(_PLUGGED_IN_AT, drawn[_chance.WORDS_PER_INDEX + 3])
-        spells = pattern.spells(plugged_above[1])
-        battery_fraction = _battery(day_s, spells, plugged_in_at, ends[0], ends[1])
+        battery_fraction = _battery(day_s, day.spells, day.plugged_in_at, *day.ends)
 
     from_coldest_h = (local_s / HOUR_S - _COLDEST_HOUR) % 24.0
     warmth = 1.0 - abs(from_coldest_h - 12.0) / 12.0
@@ -112,8 +96,55 @@ def conditions_at(
         charging=charging,
         metered=metered,
         online=online,
-        temperature_c=_COLDEST_C + _DAY_SWING_C * warmth + _PLACE_SPREAD_C * (place - 0.5) + warm,
+        temperature_c=_COLDEST_C
+        + _DAY_SWING_C * warmth
+        + _PLACE_SPREAD_C * (day.place - 0.5)
+        + warm,
         idle=ready,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Day:
+    """What chance has given one device for one day.
+
+    `level` is what the curve must stand above for it to be ready, `plugged_above` to be charging;
+    `ends` are the battery's levels at the day's borders.
+    """
+
+    place: float
+    level: float
+    plugged_above: float
+    plugged_in_at: float
+    ends: tuple[float, float]
+    spells: Sequence[tuple[float, float]]
+
+
+@lru_cache(maxsize=1 << 14)
+def _day(profile: DeviceProfile, seed: int, day: int) -> _Day:
+    pattern = profile.day
+    habit, place, *_ = (_chance.uniform(word) for word in _words(seed, _chance.DEVICE, 0))
+    # One lookup covers the day and its neighbours, on which the battery's ends depend.
+    drawn = [_chance.uniform(word) for word in _words(seed, _chance.DAY, day - 1, 12)]
+    levels = [
+        habit if drawn[i + 1] < pattern.habit_share else drawn[i]
+        for i in range(0, len(drawn), _chance.WORDS_PER_INDEX)
+    ]
+    plugged_above = [level * _CHARGES_ABOVE_SHARE * pattern.ready_peak for level in levels]
+    # A charger that is in at the day's border holds the battery full there, on both sides.
+    first, last = (
+        1.0
+        if min(plugged_above[i], plugged_above[i + 1]) < pattern.ready_low
+        else _between(_LEFT_AT_LOW_HOUR, drawn[_chance.WORDS_PER_INDEX * (i + 1) + 2])
+        for i in (0, 1)
+    )
+    return _Day(
+        place=place,
+        level=levels[1],
+        plugged_above=plugged_above[1],
+        plugged_in_at=_between(_PLUGGED_IN_AT, drawn[_chance.WORDS_PER_INDEX + 3]),
+        ends=(first, last),
+        spells=pattern.spells(plugged_above[1]),
     )
 
 

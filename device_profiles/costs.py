@@ -3,7 +3,12 @@
 Decimal units throughout: 1 GFLOP is 1e9 operations, 1 Mbit is 1e6 bits, 1 MB is 1e6 bytes.
 """
 
+from typing import Final
+
 from device_profiles.profile import DeviceProfile
+
+# Estimate, the same for all classes: a charger fills an empty battery in two and a half hours.
+CHARGE_S: Final = 9_000.0
 
 
 def training_seconds(profile: DeviceProfile, flops: float) -> float:
@@ -21,7 +26,17 @@ def training_energy_j(profile: DeviceProfile, flops: float) -> float:
 
     What the device would have drawn anyway is not counted: it is not what taking part costs.
     """
-    return training_seconds(profile, flops) * (profile.training_w - profile.idle_w)
+    return training_seconds(profile, flops) * training_w_extra(profile)
+
+
+def training_w_extra(profile: DeviceProfile) -> float:
+    """Power that training adds to idling, in watts: training_w - idle_w."""
+    return profile.training_w - profile.idle_w
+
+
+def charging_w(profile: DeviceProfile) -> float:
+    """Power that a charger puts into the battery, in watts; 0 on mains."""
+    return profile.battery_wh * 3_600.0 / CHARGE_S
 
 
 def transfer_seconds(profile: DeviceProfile, bytes_up: int, bytes_down: int) -> float:

@@ -1,5 +1,6 @@
 """A fleet's make-up: which share of its devices is of which class."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,13 @@ def load_mix(name_or_mapping: str | Path | Mapping[str, float]) -> Mix:
     """
     if isinstance(name_or_mapping, Mapping):
         return _from_mapping(name_or_mapping)
-    file = _sourced.read(_sourced.find("mix", MIXES, name_or_mapping))
+    path = _sourced.find("mix", MIXES, name_or_mapping)
+    # What is shipped does not change while a process runs; what a user writes may.
+    return _from_shipped(path) if path.parent == MIXES else _from_file(path)
+
+
+def _from_file(path: Path) -> Mix:
+    file = _sourced.read(path)
     written, _ = file.convert(_MixFile)
     classes = []
     for name in written.classes:
@@ -106,6 +113,9 @@ def load_mix(name_or_mapping: str | Path | Mapping[str, float]) -> Mix:
     if abs(total - 1.0) > SHARES_SUM_TOLERANCE:
         raise file.error(("classes",), f"[classes] shares sum to {total:g}; make that 1")
     return Mix(written.name, tuple(classes), tuple(written.classes.values()))
+
+
+_from_shipped = functools.cache(_from_file)
 
 
 def _from_mapping(shares: Mapping[str, float]) -> Mix:

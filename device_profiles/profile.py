@@ -1,5 +1,6 @@
 """A class of devices: its numbers, and the TOML file that holds them with their sources."""
 
+import functools
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
@@ -91,7 +92,7 @@ def class_sources(name_or_path: str | Path) -> dict[str, str]:
         ProfileError: as `load_class`.
     """
     _, sources = _read(name_or_path, None)
-    return sources
+    return dict(sources)
 
 
 def class_table() -> str:
@@ -113,7 +114,15 @@ def class_table() -> str:
 
 def _read(name_or_path: str | Path, beside: Path | None) -> tuple[DeviceProfile, dict[str, str]]:
     path = _sourced.find("class", CLASSES, name_or_path, beside=beside)
+    # What is shipped does not change while a process runs; what a user writes may.
+    return _read_shipped(path) if path.parent == CLASSES else _read_file(path)
+
+
+def _read_file(path: Path) -> tuple[DeviceProfile, dict[str, str]]:
     return _sourced.read(path).convert(DeviceProfile)
+
+
+_read_shipped = functools.cache(_read_file)
 
 
 __all__ = [

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from edge_sdk.budget import DayMeter
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.journal import SqliteJournal
-from edge_sdk.policy import SECONDS_PER_DAY, Conditions, Policy, judge
+from edge_sdk.policy import GATE_EVERY_S, Conditions, Policy, judge
 from edge_sdk.signals import GateClosed, GateOpened, TrainingFailed
 from edge_sdk.work import TrainingWork
 from wire import Report
@@ -24,9 +25,6 @@ from wire.lock import InstanceLock
 if TYPE_CHECKING:
     from wire import MqttLink
 
-GATE_EVERY_S: Final = 5.0
-# What was spent reaches the journal this often: flash wears out by writing.
-SPEND_EVERY_S: Final = 60.0
 FAREWELL_S: Final = 2.0
 LEAVE_EVERY_S: Final = 2.0
 QUEUE_MAX: Final = 4_096
@@ -61,9 +59,8 @@ class Running:
         self._conditions = conditions
         self._policy = policy
         self._gate_at_s = 0.0
-        self._spend_at_s = 0.0
+        self._meter = DayMeter(journal, policy.bytes_per_day_max)
         self._gate: GateOpened | GateClosed | None = None
-        self._counted_bytes = 0
         self._work: TrainingWork | None = None
         self._down_said = ""
         self.observe = observe
@@ -147,12 +144,13 @@ class Running:
 
     def _judge(self, now_s: float) -> None:
         self._gate_at_s = now_s + GATE_EVERY_S
+        spent_bytes_today = self._spend(now_s)
         gate: GateOpened | GateClosed
         try:
             gate = judge(
                 self._policy,
                 self._conditions(),
-                spent_bytes_today=self._spend(now_s),
+                spent_bytes_today=spent_bytes_today,
                 was_open=isinstance(self._gate, GateOpened),
             )
         except Exception as error:  # noqa: BLE001 - the app's own code
@@ -164,15 +162,10 @@ class Running:
             self.driver.on_gate(gate, now_s)
 
     def _spend(self, now_s: float, *, at_once: bool = False) -> int:
-        """The day's bytes so far; written down once a minute."""
+        """The day's bytes so far."""
         traffic = self.link.traffic
         total = traffic.sent_bytes + traffic.received_bytes
-        new, today = total - self._counted_bytes, int(time.time() // SECONDS_PER_DAY)
-        if (new and now_s >= self._spend_at_s) or at_once:
-            self._spend_at_s = now_s + SPEND_EVERY_S
-            self._counted_bytes = total
-            return self._journal.spend(today, new)
-        return self._journal.spent_by_day().get(today, 0) + new
+        return self._meter.spent_today(total, unix_s=time.time(), now_s=now_s, at_once=at_once)
 
     def farewell(self) -> None:
         """Withdraw, and give the broker a moment to take it."""

@@ -87,7 +87,7 @@ def read_status(state_dir: Path | str) -> DeviceStatus:
             sealed_round=None if kept.sealed is None else kept.sealed.round,
             counted=sum(line.counted for line in history),
             not_counted=reasons,
-            spent_bytes_today=journal.spent_by_day().get(today, 0),
+            spent_bytes_today=journal.spent(today),
             history=tuple(history),
         )
     finally:

@@ -348,7 +348,7 @@ class DeviceDriver:
             tensors = download.tensors(self._load(download.have_version) or {})
         except RemoteProtocolError as error:
             self._count_incident(error)
-            if download.have_version < 0:
+            if download.have_version < 0 or self.session.gate is None:
                 self._fail_download(download.version, error.reason, now_s)
                 return
             # What is held may be what is wrong: once more, from nothing.

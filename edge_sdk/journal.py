@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 JOURNAL_FILE: Final = "journal.sqlite"
 SCHEMA_VERSION: Final = 1
 HISTORY_LINES_MAX: Final = 1_000
+DAYS_KEPT: Final = 64
 
 _SCHEMA: Final = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
@@ -105,6 +106,10 @@ class Journal(Protocol):
         """Add bytes to a day (days since 1970); returns that day's sum."""
         ...
 
+    def spent(self, day: int) -> int:
+        """A day's sum so far."""
+        ...
+
 
 @dataclass
 class MemoryJournal:
@@ -170,6 +175,10 @@ class MemoryJournal:
         """Add bytes to a day (days since 1970); returns that day's sum."""
         self._spent[day] = self._spent.get(day, 0) + spent_bytes
         return self._spent[day]
+
+    def spent(self, day: int) -> int:
+        """A day's sum so far."""
+        return self._spent.get(day, 0)
 
 
 class SqliteJournal:
@@ -352,16 +361,27 @@ class SqliteJournal:
         self._put("released_version", version)
 
     def spend(self, day: int, spent_bytes: int) -> int:
-        """Add bytes to a day (days since 1970); returns that day's sum. A month is kept."""
+        """Add bytes to a day (days since 1970); returns that day's sum.
+
+        The 64 days next to it are kept: also the old ones when a clock is wrong by a year.
+        """
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO spent VALUES (?, ?) ON CONFLICT (day) DO UPDATE"
                 " SET bytes = bytes + excluded.bytes",
                 (day, spent_bytes),
             )
-            db.execute("DELETE FROM spent WHERE day < ?", (day - 31,))
-            row: Any = db.execute("SELECT bytes FROM spent WHERE day = ?", (day,)).fetchone()
-        return int(row["bytes"])
+            db.execute(
+                "DELETE FROM spent WHERE day NOT IN"
+                " (SELECT day FROM spent ORDER BY ABS(day - ?) LIMIT ?)",
+                (day, DAYS_KEPT),
+            )
+            return self.spent(day)
+
+    def spent(self, day: int) -> int:
+        """A day's sum so far."""
+        row: Any = self._db.execute("SELECT bytes FROM spent WHERE day = ?", (day,)).fetchone()
+        return 0 if row is None else int(row["bytes"])
 
     def history(self) -> list[ForgetUpdate]:
         """Settled updates, the oldest first."""

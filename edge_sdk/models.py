@@ -128,7 +128,8 @@ class FileShelf:
     def retain(self, versions: Iterable[int]) -> None:
         """Drop all other versions."""
         kept = {self._file(version) for version in versions}
-        for path in self._directory.glob("model-*.npz"):
+        for path in self._directory.glob("model-*"):
+            # A save that was cut short leaves its temporary file; none is under way here.
             if path not in kept:
                 with contextlib.suppress(OSError):
                     path.unlink()

@@ -5,14 +5,19 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edge_sdk.signals import GateClosed, GateOpened
+from edge_sdk.signals import LEASE_S, GateClosed, GateOpened
 from wire.errors import PotluckError
+from wire.limits import LEASE_S_MAX
 
 # How far ahead a device that knows nothing of its owner's habits promises to be there.
 WINDOW_S: Final = 3_600.0
 # A gate that closed on battery opens a little above the bound, or it would flap around it.
 BATTERY_HYSTERESIS: Final = 0.02
+# More often than this a fleet would do little else than check in.
+CHECK_IN_S_MIN: Final = 20.0
 SECONDS_PER_DAY: Final = 86_400
+# How often the rules are looked at.
+GATE_EVERY_S: Final = 5.0
 
 
 class PolicyError(PotluckError):
@@ -29,9 +34,10 @@ class Policy:
         allow_metered: work over a network that is paid by the byte.
         bytes_per_day_max: MQTT bytes both ways in a UTC day, 0 for no bound.
         cpu_load_max: busiest that the machine may be with other work, as a fraction of all cores.
+        check_in_s: how long a check-in promises to be there; the next one comes a little earlier.
 
     Raises:
-        PolicyError: a fraction outside 0..1, or a negative budget.
+        PolicyError: a fraction outside 0..1, a negative budget, or a check-in out of bounds.
     """
 
     min_battery: float = 0.3
@@ -39,6 +45,7 @@ class Policy:
     allow_metered: bool = False
     bytes_per_day_max: int = 0
     cpu_load_max: float = 1.0
+    check_in_s: float = LEASE_S
 
     def __post_init__(self) -> None:
         for name in ("min_battery", "cpu_load_max"):
@@ -46,6 +53,10 @@ class Policy:
                 raise PolicyError(f"{name} is {getattr(self, name)}, not a fraction of 0 to 1")
         if self.bytes_per_day_max < 0:
             raise PolicyError(f"bytes_per_day_max is {self.bytes_per_day_max}; 0 means no bound")
+        if not CHECK_IN_S_MIN <= self.check_in_s <= LEASE_S_MAX:
+            raise PolicyError(
+                f"check_in_s is {self.check_in_s}, not {CHECK_IN_S_MIN:g} to {LEASE_S_MAX:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -100,14 +111,15 @@ def judge(
     """Open, with what a check-in says of the device, or closed for one reason."""
     floor = policy.min_battery if was_open else min(policy.min_battery + BATTERY_HYSTERESIS, 1.0)
     reason = ""
-    if not now.charging and policy.require_charging:
+    # Bytes first: a gate that is closed for them holds releases back too.
+    if policy.bytes_per_day_max and spent_bytes_today >= policy.bytes_per_day_max:
+        reason = "byte_budget_spent"
+    elif now.metered and not policy.allow_metered:
+        reason = "metered"
+    elif not now.charging and policy.require_charging:
         reason = "not_charging"
     elif not now.charging and now.battery_fraction < floor:
         reason = "battery_low"
-    elif now.metered and not policy.allow_metered:
-        reason = "metered"
-    elif policy.bytes_per_day_max and spent_bytes_today >= policy.bytes_per_day_max:
-        reason = "byte_budget_spent"
     elif now.cpu_load > policy.cpu_load_max:
         reason = "cpu_busy"
     if reason:
@@ -117,4 +129,5 @@ def judge(
         battery_fraction=now.battery_fraction,
         charging=now.charging,
         metered=now.metered,
+        check_in_s=policy.check_in_s,
     )

@@ -15,7 +15,8 @@ The rules:
 3. The link is a second machine, `DOWN | UP`. Training goes on while it is down; an upload falls
    back to `SEALED` and is offered again when it returns. Only the unconnected form is stored.
 4. The gate (battery, heat, network, the owner's budgets) is a third: closing it stops work that is
-   not sealed. A sealed update is small and paid for; it is delivered all the same.
+   not sealed. A sealed update is small and paid for; it is delivered all the same. A release waits
+   if it is bytes that are short.
 5. An invitation counts only if it answers a check-in of this boot, for a round later than any that
    this device has sealed: an old one that a broker kept cannot start work.
 
@@ -76,7 +77,6 @@ FETCH_AGAIN: Final = "fetch_again"
 OFFER_AGAIN: Final = "offer_again"
 
 # A lease is refreshed before it ends, so that a device does not fall out of the pool for a moment.
-LEASE_S: Final = 120.0
 LEASE_REFRESH: Final = 0.8
 # However short a window conditions promise.
 CHECK_IN_S_MIN: Final = 10.0
@@ -84,6 +84,8 @@ CHECK_IN_S_MIN: Final = 10.0
 ANSWER_S_MIN: Final = 5.0
 ANSWER_S_MAX: Final = 300.0
 SLOW_LINK_BYTES_PER_S: Final = 20_000.0
+# The gate is closed to save bytes, and a model is most of them.
+_BYTES_ARE_SHORT: Final = frozenset({"metered", "byte_budget_spent"})
 # After a failure of its own a device does not come back at once.
 FAILURE_PAUSE_S: Final = 30.0
 
@@ -196,7 +198,7 @@ def _check_in(s: Session, now_s: float) -> Step:
     if not s.link or gate is None:
         return s, ()
     s = replace(s, check_ins=s.check_ins + 1)
-    window_s = min(gate.window_s, LEASE_S)
+    window_s = min(gate.window_s, gate.check_in_s)
     available = Available(
         check_in=s.check_in,
         window_s=window_s,
@@ -528,6 +530,9 @@ def _enrolled(s: Session, event: EnrolmentDone, _now_s: float) -> Step:
 def _release(s: Session, event: Release, _now_s: float) -> Step:
     if event.version == s.released_version:
         return s, ()
+    if s.gate is None and s.gate_reason in _BYTES_ARE_SHORT:
+        # The next check-in says which version is in use, and the coordinator releases again.
+        return s, (Report("release_waits", s.gate_reason),)
     return s, (Adopt(event.version, event.model_digest, event.alias),)
 
 

@@ -6,10 +6,14 @@ the machine without a driver. Events and effects that both sides know are in `wi
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
 from wire import Effect, Plan
+
+# How long a check-in promises to be there, where the owner says nothing else.
+LEASE_S: Final = 120.0
 
 # -- what the driver persists --------------------------------------------------------------------
 
@@ -121,12 +125,16 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class GateOpened:
-    """Conditions allow work, for `window_s` as far as the device can tell."""
+    """Conditions allow work, for `window_s` as far as the device can tell.
+
+    A check-in promises no more than `check_in_s` of it, and is then repeated.
+    """
 
     window_s: float
     battery_fraction: float = 1.0
     charging: bool = True
     metered: bool = False
+    check_in_s: float = LEASE_S
 
 
 @dataclass(frozen=True, slots=True)

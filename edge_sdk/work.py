@@ -59,6 +59,11 @@ class TrainingWork:
         """Ask it to end at the next batch boundary; safe from any thread."""
         self._stopped = True
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was asked to end."""
+        return self._stopped
+
     def run(self) -> Trained | TrainingFailed:
         """Evaluate the base on the hold-out, train, clip, encode."""
         reason, detail = "trainer_failed", ""
@@ -79,9 +84,6 @@ class TrainingWork:
         detail = detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
         return TrainingFailed(self.order.round, reason, detail)
 
-    def _is_stopped(self) -> bool:
-        return self._stopped
-
     def _run(self) -> Trained | TrainingFailed:
         order = self.order
         try:
@@ -89,8 +91,8 @@ class TrainingWork:
         except LocalProtocolError:
             return TrainingFailed(order.round, "unknown_codec", order.codec[:_DETAIL_CHARS])
         trainer = self.make_trainer()
-        measured = trainer.evaluate(self._model(), order.plan, stop=self._is_stopped)
-        result = trainer.train(self._model(), order.plan, stop=self._is_stopped)
+        measured = trainer.evaluate(self._model(), order.plan, stop=lambda: self._stopped)
+        result = trainer.train(self._model(), order.plan, stop=lambda: self._stopped)
         if self._stopped:
             raise TrainingStoppedError("stopped")
         if result.num_examples < 1:

@@ -5,7 +5,6 @@ connection. Time and loss are the network's (`fleet.world`), not the broker's: w
 here is handled at once. A test plays the same scripts to this model and to a real Mosquitto.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -49,6 +48,9 @@ class BrokerModel:
 
     packet_bytes_max: int
     _sessions: dict[str, _Session] = field(default_factory=dict)
+    # Who listens to a topic by its very name, and who to patterns: thousands of devices do the one.
+    _exact: dict[str, dict[str, None]] = field(default_factory=dict)
+    _patterns: dict[str, list[list[str]]] = field(default_factory=dict)
 
     @property
     def connected(self) -> frozenset[str]:
@@ -66,16 +68,30 @@ class BrokerModel:
         if client in self._sessions:
             outcomes = [Closed(client), *self.drop(client)]
         self._sessions[client] = _Session(filters, will)
+        for wanted in filters:
+            levels = wanted.split("/")
+            if "#" in levels or "+" in levels:
+                self._patterns.setdefault(client, []).append(levels)
+            else:
+                self._exact.setdefault(wanted, {})[client] = None
         return outcomes
 
     def disconnect(self, client: str) -> list[Outcome]:
         """A client says goodbye: its will is forgotten (section 3.14.4)."""
-        self._sessions.pop(client, None)
+        self._forget(client)
         return []
+
+    def _forget(self, client: str) -> _Session | None:
+        session = self._sessions.pop(client, None)
+        if session is not None:
+            self._patterns.pop(client, None)
+            for wanted in session.filters:
+                self._exact.get(wanted, {}).pop(client, None)
+        return session
 
     def drop(self, client: str) -> list[Outcome]:
         """A connection is lost: its will is published (section 3.1.2.5)."""
-        session = self._sessions.pop(client, None)
+        session = self._forget(client)
         if session is None or session.will is None:
             return []
         return self._fan_out(*session.will)
@@ -92,14 +108,17 @@ class BrokerModel:
         """The broker dies: nothing is remembered and no will is published."""
         lost = sorted(self._sessions)
         self._sessions.clear()
+        self._exact.clear()
+        self._patterns.clear()
         return lost
 
     def _fan_out(self, topic: str, payload: bytes) -> list[Outcome]:
-        return [
-            Delivery(client, topic, payload)
-            for client, session in self._sessions.items()
-            if any(matches(pattern, topic) for pattern in session.filters)
-        ]
+        listeners = dict(self._exact.get(topic, {}))
+        levels = topic.split("/")
+        for client, patterns in self._patterns.items():
+            if any(_levels_match(pattern, levels) for pattern in patterns):
+                listeners[client] = None
+        return [Delivery(client, topic, payload) for client in listeners]
 
 
 def matches(pattern: str, topic: str) -> bool:
@@ -107,8 +126,7 @@ def matches(pattern: str, topic: str) -> bool:
     return _levels_match(pattern.split("/"), topic.split("/"))
 
 
-def _levels_match(pattern: list[str], topic: Iterable[str]) -> bool:
-    levels = list(topic)
+def _levels_match(pattern: list[str], levels: list[str]) -> bool:
     for number, level in enumerate(pattern):
         if level == "#":
             return True

@@ -17,7 +17,10 @@ from coordinator.models import tensors_from_bytes
 from coordinator.round import RESUME_GRACE_S
 from coordinator.signals import RoundOpened
 from coordinator.store import UpdateRow
+from edge_sdk import Model
 from edge_sdk.session import Phase
+from fleet.device_host import DeviceHost, VirtualDevice
+from fleet.spending import BEGINNINGS, Book
 from fleet.virtual import VirtualFleet
 from quantization import decode
 from wire import frames, limits, tensors_digest, topics
@@ -28,7 +31,12 @@ _KIND_OFFSET: Final = 4
 # A closed round's evidence is looked at once more, and then never again.
 _ROUNDS_BACK: Final = 2
 _TIMERS_MAX: Final = 8
+# Held, released and the next one; one more whose save a crash cut off from its clean-up; personal.
+_MODEL_FILES_MAX: Final = 5
+_TORN_FILES_MAX: Final = 3
 _DEADLINE_SLACK_S: Final = 1.0
+# Hosts that did nothing in an event are looked at this often all the same: who knows.
+_SWEEP_EVERY: Final = 256
 
 
 class ViolationError(AssertionError):
@@ -41,22 +49,39 @@ class ViolationError(AssertionError):
 
 @dataclass(slots=True)
 class Evidence:
-    """What checkers look at."""
+    """What checkers look at.
+
+    `open` is the round that is open: its number, since when, and how often the gateway's clock had
+    been set by then.
+    """
 
     fleet: VirtualFleet
     published: list[tuple[str, Message]] = field(default_factory=list)
     ledger: dict[bytes, UpdateRow] = field(default_factory=dict)
     ledger_before: dict[bytes, UpdateRow] = field(default_factory=dict)
     rounds: dict[int, tuple[str, RoundOpened]] = field(default_factory=dict)
+    open: tuple[int, float, int] | None = None
     version: int = 0
     version_before: int = 0
     released: set[int] = field(default_factory=lambda: {0})
     exact: dict[int, dict[str, Any]] = field(default_factory=dict)
     settled_on_devices: dict[str, int] = field(default_factory=dict)
+    stirred: list[DeviceHost] = field(default_factory=list)
+    books: dict[str, Book] = field(default_factory=dict)
+    begun: list[str] = field(default_factory=list)
+    core: int | None = None
+    used: dict[str, Model] = field(default_factory=dict)
+    by_name: dict[str, VirtualDevice] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_name = {device.name: device for device in self.fleet.devices}
 
 
 class Witness:
     """Collects the evidence of a world and lets every checker look at it, event by event.
+
+    What has not changed is not looked at again: the ledger when nothing was written, a device that
+    the event has not reached.
 
     Args:
         make: makes the fleet; it is given what to tell of publications.
@@ -66,7 +91,14 @@ class Witness:
         self._published: list[tuple[str, bytes]] = []
         self.fleet = make(lambda topic, data: self._published.append((topic, data)))
         self.evidence = Evidence(self.fleet)
-        self._effects = -1
+        self._hosts = {host.name: host for host in self.fleet.hosts}
+        self._changes = -1
+        self.evidence.books = {
+            host.device.name: Book(host)
+            for host in self.fleet.hosts
+            if host.policy.bytes_per_day_max
+        }
+        self.fleet.network.on_sent = self._note_sent
         self._read_ledger()
         self.fleet.world.after_event = self.check
 
@@ -76,16 +108,29 @@ class Witness:
         Raises:
             ViolationError: a promise was broken.
         """
-        evidence = self.evidence
-        evidence.published = list(self._heard())
-        effects = self.fleet.gateway.fuse.effects
-        if effects != self._effects:
-            self._effects = effects
+        evidence, world = self.evidence, self.fleet.world
+        changes, sweep = self.fleet.gateway.disk.changes, world.events % _SWEEP_EVERY == 0
+        if not (world.stirred or self._published or changes != self._changes or sweep):
+            a_round_ends_by_its_deadline(evidence)
+            return
+        evidence.published = list(self._heard()) if self._published else []
+        if sweep:
+            evidence.stirred = self.fleet.hosts
+        else:
+            evidence.stirred = [self._hosts[n] for n in world.stirred if n in self._hosts]
+        world.stirred.clear()
+        if changes != self._changes:
+            self._changes = changes
             self._read_ledger()
             for checker in LEDGER_CHECKERS:
                 checker(evidence)
         for checker in EVENT_CHECKERS:
             checker(evidence)
+        evidence.begun.clear()
+
+    def _note_sent(self, device: str, data: bytes) -> None:
+        if device in self.evidence.books and data[_KIND_OFFSET] in BEGINNINGS:
+            self.evidence.begun.append(device)
 
     def _heard(self) -> Iterator[tuple[str, Message]]:
         for topic, data in self._published:
@@ -106,6 +151,14 @@ class Witness:
         for row in database.execute("SELECT * FROM rounds WHERE round >= ?", (since,)).fetchall():
             opened = msgspec.msgpack.decode(row["record"], type=RoundOpened)
             evidence.rounds[row["round"]] = (row["status"], opened)
+        (number,) = database.execute(
+            "SELECT MAX(round) FROM rounds WHERE status = 'open'"
+        ).fetchone()
+        if number is None:
+            evidence.open = None
+        elif evidence.open is None or evidence.open[0] != number:
+            gateway = self.fleet.gateway
+            evidence.open = (number, gateway.world.now_s, gateway.wall.steps)
         (version,) = database.execute("SELECT MAX(version) FROM models").fetchone()
         evidence.version_before, evidence.version = evidence.version, version or 0
         evidence.released |= {r["version"] for r in database.execute("SELECT * FROM releases")}
@@ -178,6 +231,8 @@ def versions_grow_one_by_one(evidence: Evidence) -> None:
 
 def the_model_is_the_mean_of_what_counted(evidence: Evidence) -> None:
     """A new version is the one before plus the weighted mean of its round's counted payloads."""
+    if evidence.version in evidence.exact:
+        return
     models = evidence.fleet.coordinator.models
     disk = evidence.fleet.gateway.disk
     row = disk.database.execute(
@@ -185,7 +240,7 @@ def the_model_is_the_mean_of_what_counted(evidence: Evidence) -> None:
         " USING (version) WHERE version = ?",
         (evidence.version,),
     ).fetchone()
-    if row is None or evidence.version in evidence.exact:
+    if row is None:
         return
     exact = tensors_from_bytes(models.schema, row["exact"])
     served = tensors_from_bytes(models.schema, row["served"])
@@ -244,7 +299,7 @@ def nobody_is_invited_who_has_not_spoken(evidence: Evidence) -> None:
     """An invitation answers a check-in that the device has really made, to a round that is open."""
     for device, message in evidence.published:
         if isinstance(message, Invite):
-            made = next(d for d in evidence.fleet.devices if d.name == device).driver.session
+            made = evidence.by_name[device].driver.session
             if message.check_in > made.check_in:
                 raise ViolationError("nobody_is_invited_who_has_not_spoken", device)
             if evidence.rounds.get(message.round, ("", None))[0] != "open":
@@ -252,18 +307,24 @@ def nobody_is_invited_who_has_not_spoken(evidence: Evidence) -> None:
 
 
 def a_device_uses_released_models_alone(evidence: Evidence) -> None:
-    """The app's model is version 0 or one that was released."""
-    for device in evidence.fleet.devices:
-        version = device.driver.released.version
-        if version not in evidence.released:
+    """The app's model is version 0 or one that was released, and has the digest of that."""
+    for host in evidence.stirred:
+        model = host.device.driver.released
+        if evidence.used.get(host.name) is model:
+            continue
+        evidence.used[host.name] = model
+        models = evidence.fleet.coordinator.models
+        row = evidence.fleet.coordinator.store.model(model.version)
+        digest = bytes.fromhex(tensors_digest(models.schema, model.tensors))
+        if model.version not in evidence.released or row is None or digest != row["digest"]:
             raise ViolationError(
-                "a_device_uses_released_models_alone", f"{device.name} runs version {version}"
+                "a_device_uses_released_models_alone", f"{host.name} runs version {model.version}"
             )
 
 
 def a_sealed_update_waits_for_its_settlement(evidence: Evidence) -> None:
     """A device forgets an update only when the ledger has decided it, in the same way."""
-    for host in evidence.fleet.hosts:
+    for host in evidence.stirred:
         history = host.disk.history
         if len(history) == evidence.settled_on_devices.get(host.name, 0):
             continue
@@ -282,14 +343,16 @@ def memory_is_bounded(evidence: Evidence) -> None:
         raise ViolationError("memory_is_bounded", "the coordinator's timers")
     if coordinator.partials > limits.PARTIALS_PER_DEVICE_MAX * len(fleet.devices):
         raise ViolationError("memory_is_bounded", "the coordinator's transfers")
-    for device in fleet.devices:
-        if len(device.driver.timers) > _TIMERS_MAX:
-            raise ViolationError("memory_is_bounded", f"{device.name}: timers")
+    for host in evidence.stirred:
+        if len(host.device.driver.timers) > _TIMERS_MAX:
+            raise ViolationError("memory_is_bounded", f"{host.name}: timers")
+        if len(host.shelf.files) > _MODEL_FILES_MAX or len(host.shelf.torn) > _TORN_FILES_MAX:
+            raise ViolationError("memory_is_bounded", f"{host.name}: model files")
 
 
 def work_has_a_way_on(evidence: Evidence) -> None:
     """A running device in any phase but the last has a timer, a link to come, or a closed gate."""
-    for host in evidence.fleet.hosts:
+    for host in evidence.stirred:
         if not host.running or host.gone:
             continue
         driver = host.device.driver
@@ -299,16 +362,43 @@ def work_has_a_way_on(evidence: Evidence) -> None:
             raise ViolationError("work_has_a_way_on", f"{host.name} in {session.phase.name}")
 
 
+def budgets_are_kept(evidence: Evidence) -> None:
+    """Once a day's bytes have reached its budget a device begins nothing, whatever it goes through.
+
+    Within five seconds it knows; a reboot forgets what `edge_sdk.budget` says, and no more.
+    """
+    for host in evidence.stirred:
+        book = evidence.books.get(host.device.name)
+        if book is not None:
+            book.note()
+    for device in evidence.begun:
+        book = evidence.books[device]
+        if not book.may_begin():
+            raise ViolationError("budgets_are_kept", f"{book.host.name}: {book.spent_at_s}")
+
+
 def a_round_ends_by_its_deadline(evidence: Evidence) -> None:
-    """While its coordinator runs, a round is closed at its deadline, or soon after a restart."""
+    """While its coordinator runs, a round is over in its time, or soon after a restart.
+
+    Whatever the clock says: a round that was opened by another clock than that of a restart may
+    last as long again.
+    """
     gateway = evidence.fleet.gateway
-    if not gateway.running or gateway.clock_offset_s:
+    if not gateway.running or evidence.open is None:
         return
-    for number, (status, opened) in evidence.rounds.items():
-        up_since = gateway.clock() - (gateway.world.now_s - gateway.started_at_s)
-        due = max(opened.deadline_at_s, up_since + RESUME_GRACE_S) + _DEADLINE_SLACK_S
-        if status == "open" and gateway.clock() > due:
-            raise ViolationError("a_round_ends_by_its_deadline", f"round {number}")
+    number, opened_s, steps = evidence.open
+    opened = evidence.rounds[number][1]
+    due_s = opened_s + opened.deadline_at_s - opened.opened_at_s
+    if gateway.started_at_s > opened_s:
+        same_clock = steps == gateway.wall.steps
+        due_s = (
+            max(due_s, gateway.started_at_s)
+            if same_clock
+            else gateway.started_at_s + due_s - opened_s
+        )
+        due_s += RESUME_GRACE_S
+    if gateway.world.now_s > due_s + _DEADLINE_SLACK_S:
+        raise ViolationError("a_round_ends_by_its_deadline", f"round {number}")
 
 
 def _row(evidence: Evidence, update_id: bytes) -> UpdateRow | None:
@@ -335,6 +425,7 @@ EVENT_CHECKERS: Final = (
     a_sealed_update_waits_for_its_settlement,
     memory_is_bounded,
     work_has_a_way_on,
+    budgets_are_kept,
     a_round_ends_by_its_deadline,
 )
 
@@ -363,9 +454,9 @@ def every_round_was_closed(evidence: Evidence) -> None:
 
 
 def everybody_has_the_released_model(evidence: Evidence) -> None:
-    """Once nothing is broken any more, every device runs the last release."""
+    """In the end every device that works runs the last release."""
     latest = evidence.fleet.coordinator.models.version
-    for host in evidence.fleet.hosts:
+    for host in evidence.fleet.hosts[: evidence.core]:
         if not host.gone and host.device.driver.released.version != latest:
             raise ViolationError("everybody_has_the_released_model", host.name)
 
@@ -375,3 +466,5 @@ FINAL_CHECKERS: Final = (
     every_receipt_was_settled,
     everybody_has_the_released_model,
 )
+# With a healthy core, `Evidence.core` of the devices, and the rest broken for ever.
+LIVENESS_CHECKERS: Final = (every_round_was_closed, everybody_has_the_released_model)

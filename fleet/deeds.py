@@ -33,9 +33,9 @@ class _Deed:
     def __init__(self, fleet: "VirtualFleet", event: Event) -> None:
         self._fleet = fleet
         self._event = event
-        gateway = event.device == GATEWAY
-        self._host: Host = fleet.gateway if gateway else fleet.hosts[event.device]
-        self._link = fleet.gateway.link if gateway else fleet.devices[event.device].link
+        self._device = None if event.device == GATEWAY else fleet.hosts[event.device]
+        self._host: Host = self._device or fleet.gateway
+        self._link = fleet.gateway.link if self._device is None else self._device.device.link
 
     def _afterwards(self, name: str, action: Callable[[], None]) -> None:
         self._fleet.world.after(self._event.for_s, f"{name} {self._host.name}", action)
@@ -56,6 +56,10 @@ class _Deed:
 
     def _space(self) -> None:
         self._host.fuse.full = False
+
+    def model_damage(self) -> None:
+        if self._device is not None:
+            self._device.shelf.damage()
 
     def link_break(self) -> None:
         self._link.broken("nemesis")
@@ -88,11 +92,18 @@ class _Deed:
         self._fleet.network.weather = Weather()
 
     def clock_step(self) -> None:
-        self._fleet.gateway.step_clock(self._event.amount)
+        (self._device or self._fleet.gateway).step_clock(self._event.amount)
 
     def gate_close(self) -> None:
-        if self._event.device != GATEWAY:
-            self._fleet.hosts[self._event.device].close_gate(self._event.for_s)
+        if self._device is not None:
+            self._device.close_gate(self._event.for_s)
+
+    def unplug(self) -> None:
+        if self._device is None:
+            self.power_loss()
+        else:
+            fraction = min(max(self._event.amount, 0.0), 1.0)
+            self._device.unplug(for_s=self._event.for_s, battery_fraction=fraction)
 
     def vanish(self) -> None:
         self._host.gone = True

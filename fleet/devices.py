@@ -8,6 +8,7 @@ from coordinator import Coordinator, FederationConfig
 from device_profiles import DeviceProfile, load_mix
 from edge_sdk import DeviceInfo
 from edge_sdk.journal import Enrolment, Journal, MemoryJournal
+from edge_sdk.models import MemoryShelf, ModelShelf
 from edge_sdk.work import TrainingWork
 from fleet.crypto import SeededSecrets
 from fleet.emulated import EmulatedDevice, LinkT
@@ -62,6 +63,7 @@ def make_devices(
     make_link: Callable[[EmulatedDevice[LinkT]], LinkT],
     start_work: Callable[[EmulatedDevice[LinkT], TrainingWork], None],
     make_journal: Callable[[int], Journal] = lambda _number: MemoryJournal(),
+    make_shelf: Callable[[int], ModelShelf] = lambda _number: MemoryShelf(),
     clock_of: Callable[[int], Callable[[], float]] = lambda _number: time.monotonic,
 ) -> list[EmulatedDevice[LinkT]]:
     """The devices of a fleet, not yet connected."""
@@ -83,6 +85,8 @@ def make_devices(
             signer=crypto.signer(device_key(seed, number)),
             crypto=crypto,
             journal=make_journal(number),
+            shelf=make_shelf(number),
+            check_in_s=config.fleet.check_in_s,
             make_link=make_link,
             start_work=start_work,
             clock=clock_of(number),

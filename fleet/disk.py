@@ -1,5 +1,7 @@
 """Disks that fail: power that goes between any two effects, and space that runs out.
 
+Here are the fuse that blows and the coordinator's disk; a device's is in `fleet.device_disk`.
+
 A `Fuse` is asked before and after each thing that a process does to the world: a write that
 becomes durable, a message that leaves. When it blows, `PowerCutError` goes through the process as
 kill -9 would: nothing after that point happens, and nothing before it is undone but a transaction
@@ -7,13 +9,11 @@ that had not been committed.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from coordinator.store import Store
-from edge_sdk.journal import MemoryJournal
-from edge_sdk.signals import ForgetUpdate, SealedUpdate
 
 _SPOOLS: Final = "INSERT OR REPLACE INTO spool"
 _WRITES: Final = ("INSERT", "UPDATE", "DELETE", "COMMIT", "CREATE")
@@ -52,10 +52,10 @@ class Fuse:
 class _Connection:
     """A SQLite connection whose writes pass a fuse; only what `Store` uses."""
 
-    def __init__(self, inner: sqlite3.Connection, fuse: Fuse, payloads: dict[bytes, bytes]) -> None:
-        self._inner = inner
+    def __init__(self, disk: "CoordinatorDisk", fuse: Fuse) -> None:
+        self._disk = disk
+        self._inner = disk.database
         self._fuse = fuse
-        self._payloads = payloads
 
     @property
     def in_transaction(self) -> bool:
@@ -74,21 +74,23 @@ class _Connection:
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         """As sqlite3's; a write that is not inside a transaction is durable when this returns."""
         if sql.startswith(_SPOOLS):
-            self._payloads.setdefault(*parameters)
+            self._disk.payloads.setdefault(*parameters)
         if not sql.lstrip().startswith(_WRITES):
+            self._disk.changes += sql == "ROLLBACK"
             return self._inner.execute(sql, parameters)
         if self._fuse.full and not sql.startswith("CREATE"):
             raise sqlite3.OperationalError("database or disk is full")
         durable = sql == "COMMIT" or not self._inner.in_transaction
         if durable:
             self._fuse.burn()
+        self._disk.changes += sql != "COMMIT"
         cursor = self._inner.execute(sql, parameters)
         if durable:
             self._fuse.burn()
         return cursor
 
     def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:
-        """As sqlite3's."""
+        """As sqlite3's; `Store` writes tokens and counts with it, never the ledger."""
         if self._fuse.full:
             raise sqlite3.OperationalError("database or disk is full")
         return self._inner.executemany(sql, parameters)
@@ -102,10 +104,12 @@ class CoordinatorDisk:
 
     Attributes:
         payloads: a copy of every payload that was ever spooled, for whoever checks the sums.
+        changes: grows whenever the ledger, the rounds or the models may have changed.
     """
 
     def __init__(self, fuse: Fuse) -> None:
         self.payloads: dict[bytes, bytes] = {}
+        self.changes = 0
         self.database = sqlite3.connect(":memory:", isolation_level=None)
         self.database.row_factory = sqlite3.Row
         self._fuse = fuse
@@ -113,51 +117,15 @@ class CoordinatorDisk:
     def open(self) -> Store:
         """The store, as a process finds it that has just started."""
         self.lose_uncommitted()
-        connection: Any = _Connection(self.database, self._fuse, self.payloads)
+        connection: Any = _Connection(self, self._fuse)
         return Store(Path(":memory:"), connect=lambda: connection)
 
     def lose_uncommitted(self) -> None:
         """What a power cut does to an open transaction."""
         if self.database.in_transaction:
+            self.changes += 1
             self.database.execute("ROLLBACK")
 
     def close(self) -> None:
         """The world is over."""
         self.database.close()
-
-
-class DeviceDisk(MemoryJournal):
-    """A device's journal whose writes pass a fuse."""
-
-    def __init__(self, fuse: Fuse) -> None:
-        super().__init__()
-        self._fuse = fuse
-
-    def _write(self, write: Callable[[], Any]) -> Any:
-        if self._fuse.full:
-            raise OSError("no space left on device")
-        self._fuse.burn()
-        result = write()
-        self._fuse.burn()
-        return result
-
-    def seal(self, sealed: SealedUpdate, payload: bytes) -> None:
-        """Keep an update until it is settled."""
-        self._write(lambda: super(DeviceDisk, self).seal(sealed, payload))
-
-    def forget(self, forgotten: ForgetUpdate) -> None:
-        """Drop a settled update's payload and keep a line about it."""
-        self._write(lambda: super(DeviceDisk, self).forget(forgotten))
-
-    def note_held(self, version: int) -> None:
-        """Remember the newest model whose tensors are stored."""
-        self._write(lambda: super(DeviceDisk, self).note_held(version))
-
-    def note_released(self, version: int) -> None:
-        """Remember the model that the app sees."""
-        self._write(lambda: super(DeviceDisk, self).note_released(version))
-
-    def spend(self, day: int, spent_bytes: int) -> int:
-        """Add bytes to a day; returns that day's sum."""
-        spent: int = self._write(lambda: super(DeviceDisk, self).spend(day, spent_bytes))
-        return spent

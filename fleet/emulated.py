@@ -16,7 +16,7 @@ import msgspec
 from device_profiles import DeviceProfile, training_energy_j, transfer_energy_j
 from edge_sdk import DeviceDriver, DeviceInfo, Model
 from edge_sdk.journal import Enrolment, Journal
-from edge_sdk.models import MemoryShelf
+from edge_sdk.models import ModelShelf
 from edge_sdk.signals import GateClosed, GateOpened, Trained, TrainingFailed
 from edge_sdk.work import TrainingWork
 from fleet.faults import Fault
@@ -73,6 +73,8 @@ class EmulatedDevice(Generic[LinkT]):
         signer: its key.
         crypto: the signature scheme.
         journal: what survives a crash.
+        shelf: where its models are.
+        check_in_s: how long its check-ins hold.
         make_link: makes the device's link; its callbacks are the device's `on_...` methods.
         start_work: the fleet's; gets the device and the work.
         clock: monotonic seconds.
@@ -90,6 +92,8 @@ class EmulatedDevice(Generic[LinkT]):
         signer: Signer,
         crypto: Crypto,
         journal: Journal,
+        shelf: ModelShelf,
+        check_in_s: float,
         make_link: "Callable[[EmulatedDevice[LinkT]], LinkT]",
         start_work: "Callable[[EmulatedDevice[LinkT], TrainingWork], None]",
         clock: Callable[[], float],
@@ -111,7 +115,8 @@ class EmulatedDevice(Generic[LinkT]):
         self._enrolment = enrolment
         self._crypto = crypto
         self._journal = journal
-        self._shelf = MemoryShelf()
+        self._shelf = shelf
+        self._check_in_s = check_in_s
         self._start_work = start_work
         self.boot()
         self.link = make_link(self)
@@ -158,20 +163,24 @@ class EmulatedDevice(Generic[LinkT]):
         Days and batteries are the virtual world's, where time can pass.
         """
         self.gate_opens_at_s = None
-        self.driver.on_gate(GateOpened(LEASE_WINDOW_S), self._clock())
+        gate = GateOpened(LEASE_WINDOW_S, check_in_s=self._check_in_s)
+        self.driver.on_gate(gate, self._clock())
 
     # -- work --------------------------------------------------------------------------------
 
     def work_done(self, work: TrainingWork, event: Trained | TrainingFailed) -> None:
         """Training is over; what a faulty device makes of it comes here."""
-        if isinstance(event, Trained):
+        if isinstance(event, Trained) and not work.stopped:
             self.counts.trained += 1
-            flops = self._manifest.step_flops * work.examples_seen
-            self.counts.training_j += training_energy_j(self.profile, flops)
             if self._fault is not None and self._fault.kind == "garbage":
                 event = self._spoil(work, event)
             self.counts.payload_bytes += len(work.payload)
         self.driver.work_done(work, event, self._clock())
+
+    def count_training(self, work: TrainingWork) -> None:
+        """Add up what a training has cost, where no battery does."""
+        flops = self._manifest.step_flops * work.examples_seen
+        self.counts.training_j += training_energy_j(self.profile, flops)
 
     def _spoil(self, work: TrainingWork, event: Trained) -> Trained:
         """An update that is signed, whole and wrong: one byte of its payload is another."""
@@ -198,8 +207,13 @@ class EmulatedDevice(Generic[LinkT]):
     @property
     def energy_j(self) -> float:
         """What taking part has cost so far, by the profile: training, bytes, radio tails."""
+        return self.counts.training_j + self.radio_j
+
+    @property
+    def radio_j(self) -> float:
+        """What its bytes have cost, and the tails of its radio."""
         traffic = self.link.traffic
-        return self.counts.training_j + transfer_energy_j(
+        return transfer_energy_j(
             self.profile,
             traffic.sent_bytes,
             traffic.received_bytes,

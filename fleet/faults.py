@@ -24,6 +24,7 @@ EventKind = Literal[
     "power_loss",
     "crash_at_effect",
     "disk_full",
+    "model_damage",
     "link_break",
     "partition",
     "partition_up",
@@ -33,6 +34,7 @@ EventKind = Literal[
     "weather",
     "clock_step",
     "gate_close",
+    "unplug",
     "vanish",
 ]
 
@@ -64,7 +66,8 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
 
     `device` is a device's number, or -1 for the gateway (and the broker beside it). `for_s` is how
     long it lasts; `amount` is the number of effects before `crash_at_effect`, the seconds of a
-    `clock_step`, how many times slower a `clog` is, and the probability of `weather`.
+    `clock_step`, how many times slower a `clog` is, the probability of `weather`, and what an
+    `unplug` leaves in the battery, as a fraction.
     """
 
     kind: EventKind

@@ -1,8 +1,8 @@
-"""The processes of a world: the coordinator's and one for each device, with disk, clock and power.
+"""The processes of a world: what all have in common, and the coordinator's.
 
 They run the very code that gateways and devices run. What is modelled is what lies around it: a
 process stops at an effect, its memory is gone, its disk is as it was, and some time later it starts
-again from there.
+again from there. A device's is in `fleet.device_host`.
 """
 
 import functools
@@ -16,28 +16,18 @@ from typing import Any, Final
 from coordinator import Coordinator, FederationConfig, init_state, load_identity
 from coordinator.evaluation import Evaluator
 from coordinator.identity import Identity
-from device_profiles import DeviceProfile, conditions_at, training_seconds
-from edge_sdk import Conditions, Policy
-from edge_sdk.policy import judge
-from edge_sdk.signals import GateClosed, GateOpened
-from edge_sdk.work import TrainingWork
+from fleet.clocks import DRIFT_MAX, WallClock
 from fleet.crypto import SeededSecrets
-from fleet.disk import CoordinatorDisk, DeviceDisk, Fuse, PowerCutError
-from fleet.emulated import EmulatedDevice
+from fleet.disk import CoordinatorDisk, Fuse, PowerCutError
 from fleet.network import Callbacks, Network, VirtualLink
 from fleet.world import World
 from wire import Crypto, Manifest, Report
 
-VirtualDevice = EmulatedDevice[VirtualLink]
-
-GATE_EVERY_S: Final = 300.0
 REBOOT_S: Final = 30.0
-_MICROSECOND_S: Final = 1e-6
-_FAILED_TRAINING_S: Final = 1.0
+# What events are rounded to: one that is planned for a clock's time is planned this much later.
+MICROSECOND_S: Final = 1e-6
 _GATEWAY_BYTES_PER_S: Final = 5e6
 _GATEWAY_DELAY_S: Final = 0.002
-_MBIT_BYTES: Final = 125_000.0
-_DEVICE_DELAY_S: Final = (0.01, 0.08)
 
 
 class Host(ABC):
@@ -46,7 +36,12 @@ class Host(ABC):
     Args:
         world: where it lives.
         name: for the trace.
+
+    Attributes:
+        wall: its wall clock.
     """
+
+    wall: WallClock
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
@@ -77,6 +72,10 @@ class Host(ABC):
     def wake(self) -> None:
         """Run the timers that are due."""
 
+    @abstractmethod
+    def step_clock(self, by_s: float) -> None:
+        """Somebody sets its wall clock."""
+
     # -- life and death ----------------------------------------------------------------------
 
     def start(self) -> None:
@@ -84,6 +83,7 @@ class Host(ABC):
         if self.running or self.gone:
             return
         self.running = True
+        self.world.stirred[self.name] = None
         self.starts += 1
         self.started_at_s = self.world.now_s
         self._wake_at_s = None
@@ -94,6 +94,7 @@ class Host(ABC):
         if not self.running:
             return
         self.running = False
+        self.world.stirred[self.name] = None
         self.crashes += 1
         self.fuse.blows_at = None
         self.end_link(silent=silent)
@@ -104,6 +105,7 @@ class Host(ABC):
         """Let the process do something; power may go, or the disk be full, in the middle of it."""
         if not self.running:
             return
+        self.world.stirred[self.name] = None
         try:
             action()
         except PowerCutError:
@@ -112,7 +114,7 @@ class Host(ABC):
             # Both drivers let a failing disk end the process rather than go on without it.
             self.crash()
         else:
-            self._plan_wake()
+            self.plan_ahead()
 
     def of_this_start(self, action: Callable[[], None]) -> Callable[[], None]:
         """The same, unless the process has died in between."""
@@ -124,12 +126,13 @@ class Host(ABC):
 
         return act
 
-    def _plan_wake(self) -> None:
+    def plan_ahead(self) -> None:
+        """See to it that the next timer is not missed."""
         due_s = self.next_wake_s() if self.running else None
         if due_s is None:
             return
         # A microsecond late, which is what events are rounded to: early, nothing would be due yet.
-        due_s = max(due_s, self.world.now_s) + _MICROSECOND_S
+        due_s = max(due_s, self.world.now_s) + MICROSECOND_S
         if self._wake_at_s is not None and self._wake_at_s <= due_s:
             return
         self._wake_at_s = due_s
@@ -140,172 +143,6 @@ class Host(ABC):
                 self.wake()
 
         self.world.after(due_s - self.world.now_s, f"wake {self.name}", self.of_this_start(wake))
-
-
-class DeviceHost(Host):
-    """A device: its driver, its journal, its link, and the day that its profile gives it.
-
-    Args:
-        world: where it lives.
-        network: of the broker.
-        make: makes the device on a journal and a link.
-        profile: what it is like.
-        seed: of its days.
-        start_unix_s: when the world's time is 0.
-        lives_days: whether conditions follow the profile's day; else it is always at its charger.
-        policy: what its owner allows.
-    """
-
-    def __init__(
-        self,
-        world: World,
-        network: Network,
-        *,
-        name: str,
-        profile: DeviceProfile,
-        seed: int,
-        start_unix_s: float,
-        lives_days: bool,
-        policy: Policy,
-    ) -> None:
-        super().__init__(world, name)
-        self.profile = profile
-        self.policy = policy
-        self.disk = DeviceDisk(self.fuse)
-        self.drift = world.uniform(-1e-4, 1e-4)
-        self.closed_until_s = 0.0
-        self.device: VirtualDevice
-        self._network = network
-        self._seed = seed
-        self._start_unix_s = start_unix_s
-        self._lives_days = lives_days
-        self._gate_is_open = False
-        self._counted_bytes = 0
-
-    def make_link(self, device: VirtualDevice) -> VirtualLink:
-        """The device's link, at its profile's rates."""
-        low, high = _DEVICE_DELAY_S
-        return VirtualLink(
-            self._network,
-            device.name,
-            Callbacks(
-                filters=lambda: device.driver.subscriptions,
-                will=device.will,
-                on_up=lambda size: self.enter(lambda: device.on_link_up(size)),
-                on_down=lambda reason: self.enter(lambda: device.on_link_down(reason)),
-                on_message=lambda topic, data: self.enter(lambda: device.on_message(topic, data)),
-            ),
-            self.fuse,
-            delay_s=self.world.uniform(low, high),
-            up_bytes_per_s=self.profile.up_mbps * _MBIT_BYTES,
-            down_bytes_per_s=self.profile.down_mbps * _MBIT_BYTES,
-        )
-
-    def clock(self) -> float:
-        """Monotonic seconds, a little fast or slow."""
-        return self.world.now_s * (1.0 + self.drift)
-
-    def boot(self) -> None:
-        """Start from what the journal holds."""
-        if self.starts > 1:
-            self.device.boot()
-        self._gate_is_open = False
-        self._judge()
-        self.device.link.allowed = True
-        self.device.link.connect()
-
-    def end_link(self, *, silent: bool) -> None:
-        """The process is gone, and its connection with it."""
-        self.device.link.end(silent=silent)
-
-    def next_wake_s(self) -> float | None:
-        """When a timer is due, in the world's time."""
-        due_s = self.device.driver.next_wake_s
-        return None if due_s is None else due_s / (1.0 + self.drift)
-
-    def wake(self) -> None:
-        """Run the timers that are due."""
-        self.device.driver.wake(self.clock())
-
-    def start_work(self, device: VirtualDevice, work: TrainingWork) -> None:
-        """Train now, and be done when the profile says."""
-        device.strike(work.order.round)
-        if device.gone:
-            self.gone = True
-            self.crash()
-            return
-        if device.gate_opens_at_s is not None:
-            delay_s = device.gate_opens_at_s - self.clock()
-            self.world.after(delay_s, f"gate {self.name}", self.of_this_start(device.open_gate))
-            device.gate_opens_at_s = None
-        event = work.run()
-        seconds = _FAILED_TRAINING_S
-        if work.examples_seen:
-            flops = device.driver.manifest.step_flops * work.examples_seen
-            seconds = max(training_seconds(self.profile, flops), 0.001)
-        self.world.after(
-            seconds,
-            f"trained {self.name} {type(event).__name__}",
-            self.of_this_start(lambda: device.work_done(work, event)),
-        )
-
-    # -- the gate ----------------------------------------------------------------------------
-
-    @property
-    def unix_s(self) -> float:
-        """The time of day where the device is."""
-        return self._start_unix_s + self.world.now_s
-
-    def close_gate(self, for_s: float) -> None:
-        """Its owner picks it up: no work for a while."""
-        self.closed_until_s = self.world.now_s + for_s
-        self.enter(self._judge_once)
-        opens_s = for_s + _MICROSECOND_S
-        self.world.after(opens_s, f"gate {self.name}", lambda: self.enter(self._judge_once))
-
-    def _judge(self) -> None:
-        self._judge_once()
-        if self._lives_days or self.policy.bytes_per_day_max:
-            self.world.after(GATE_EVERY_S, f"gate {self.name}", self.of_this_start(self._judge))
-
-    def _judge_once(self) -> None:
-        gate: GateOpened | GateClosed = judge(
-            self.policy,
-            self._conditions(),
-            spent_bytes_today=self._spend(),
-            was_open=self._gate_is_open,
-        )
-        if self.world.now_s < self.closed_until_s:
-            gate = GateClosed("in_use")
-        is_open = isinstance(gate, GateOpened)
-        if is_open != self._gate_is_open or self.world.now_s == self.started_at_s:
-            self._gate_is_open = is_open
-            self.device.driver.on_gate(gate, self.clock())
-
-    def _conditions(self) -> Conditions:
-        if not self._lives_days:
-            return Conditions(window_s=86_400.0)
-        now = conditions_at(self.profile, self._seed, self.unix_s)
-        link = self.device.link
-        if now.online != link.allowed and now.online:
-            link.allowed = True
-            link.connect()
-        elif not now.online:
-            link.allowed = False
-            link.broken("offline")
-        return Conditions(
-            battery_fraction=now.battery_fraction,
-            charging=now.charging,
-            metered=now.metered,
-            cpu_load=0.0 if now.idle or self.profile.on_mains else 1.0,
-            window_s=3_600.0,
-        )
-
-    def _spend(self) -> int:
-        traffic = self.device.link.traffic
-        total = traffic.sent_bytes + traffic.received_bytes
-        new, self._counted_bytes = total - self._counted_bytes, total
-        return self.disk.spend(int(self.unix_s // 86_400.0), new)
 
 
 class CoordinatorHost(Host):
@@ -341,14 +178,13 @@ class CoordinatorHost(Host):
     ) -> None:
         super().__init__(world, "coordinator")
         self.disk = CoordinatorDisk(self.fuse)
-        self.clock_offset_s = 0.0
+        self.wall = WallClock(world, start_unix_s, drift=world.uniform(-DRIFT_MAX, DRIFT_MAX))
         self._config = config
         self._manifest = manifest
         self._evaluator = evaluator
         self._crypto = crypto
         self._seed = seed
         self._observe = observe
-        self._start_unix_s = start_unix_s
         self._first_gathering = first_gathering
         self._on_publish = on_publish
         self._keys = _identity(crypto)
@@ -379,13 +215,13 @@ class CoordinatorHost(Host):
 
     def clock(self) -> float:
         """Unix seconds, as far as the gateway knows."""
-        return self._start_unix_s + self.world.now_s + self.clock_offset_s
+        return self.wall.now_s()
 
     def step_clock(self, by_s: float) -> None:
         """Somebody sets the clock."""
-        self.clock_offset_s += by_s
+        self.wall.step(by_s)
         self._wake_at_s = None
-        self.enter(lambda: None)
+        self.enter(lambda: self.coordinator.on_clock_step(by_s, self.clock()))
 
     def _make(self) -> Coordinator:
         return Coordinator(
@@ -422,7 +258,7 @@ class CoordinatorHost(Host):
     def next_wake_s(self) -> float | None:
         """When a timer is due, in the world's time."""
         due_s = self.coordinator.next_wake_s
-        return None if due_s is None else due_s - self._start_unix_s - self.clock_offset_s
+        return None if due_s is None else self.wall.world_s(due_s)
 
     def wake(self) -> None:
         """Run the timers that are due."""

@@ -157,6 +157,7 @@ class FleetLoop:
     def _finish_work(self) -> None:
         while not self._done.empty():
             device, work, event = self._done.get()
+            device.count_training(work)
             if not device.gone:
                 device.work_done(work, event)
                 self._after(device.info.index)

@@ -6,12 +6,19 @@ healthy, everything else breaks and stays broken; rounds must still end by their
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 from msgspec import Struct
 
 from coordinator.config import Federation, FederationConfig, Fleet, Rounds
-from fleet.checkers import FINAL_CHECKERS, ViolationError, Witness, every_round_was_closed
+from fleet.checkers import (
+    FINAL_CHECKERS,
+    LIVENESS_CHECKERS,
+    Evidence,
+    ViolationError,
+    Witness,
+)
 from fleet.crypto import StubCrypto
 from fleet.deeds import unleash
 from fleet.faults import GATEWAY, Event, EventKind
@@ -25,6 +32,16 @@ Mode = Literal["safety", "liveness"]
 MODES: Final[tuple[Mode, ...]] = ("safety", "liveness")
 FAULTS_UNTIL_S: Final = 150.0
 CALM_S: Final = 4 * 3_600.0
+# Midnight comes early in a world. Whose budget is spent then, too, has to wait for the next one.
+START: Final = "2026-01-05T23:58:00Z"
+NEXT_DAY_H: Final = 30
+# With nobody to spare, one device that is lost lets a round wait for its deadline.
+_OVER_SELECT: Final = (1.3, 1.0)
+_EVERY_S: Final = (0.0, 0.0, 20.0)
+_CHECK_IN_S: Final = (120.0, 120.0, 120.0, 120.0, 600.0)
+_BUDGET_SEEDS: Final = 10**12
+_BUDGET_SHARE: Final = 0.3
+_BUDGET_BYTES: Final = (4_000, 6_000)
 _YEAR_S: Final = 365.25 * 86_400.0
 _DEVICE_KINDS: Final[tuple[EventKind, ...]] = (
     "crash",
@@ -32,13 +49,16 @@ _DEVICE_KINDS: Final[tuple[EventKind, ...]] = (
     "crash_at_effect",
     "crash_at_effect",
     "disk_full",
+    "model_damage",
     "link_break",
     "link_break",
     "partition",
     "partition_up",
     "partition_down",
     "clog",
+    "clock_step",
     "gate_close",
+    "unplug",
 )
 _GATEWAY_KINDS: Final[tuple[EventKind, ...]] = (
     "crash",
@@ -49,6 +69,7 @@ _GATEWAY_KINDS: Final[tuple[EventKind, ...]] = (
     "partition",
     "broker_kill",
     "weather",
+    "clock_step",
     "clock_step",
 )
 
@@ -87,6 +108,8 @@ def _amount(kind: EventKind, chance: World) -> float:
         return float(1 + chance.below(40))
     if kind == "clock_step":
         return (_YEAR_S, -_YEAR_S, 3_600.0, -3_600.0, 30.0)[chance.below(5)]
+    if kind == "unplug":
+        return (1e-4, 1e-3, 0.31, 0.5)[chance.below(4)]
     if kind == "clog":
         return float(10 + chance.below(1_000))
     return round(chance.uniform(0.02, 0.3), 3)
@@ -99,12 +122,28 @@ def _broken_for_ever(chance: World, device: int) -> Event:
         "partition_up",
         "partition_down",
         "gate_close",
+        "unplug",
     )
+    kind = kinds[chance.below(len(kinds))]
     return Event(
-        kind=kinds[chance.below(len(kinds))],
+        kind=kind,
         at_s=round(chance.uniform(0.0, FAULTS_UNTIL_S), 3),
         device=device,
         for_s=31_536_000.0,
+        amount=_amount(kind, chance) if kind == "unplug" else 1.0,
+    )
+
+
+def budgets(seed: int, devices: int) -> tuple[int, ...]:
+    """Bytes a day that a seed allows each device; 0 is no bound.
+
+    A federation of `try_seed` costs a device 8 to 15 KB. Some are allowed less, and have to wait
+    for midnight.
+    """
+    chance = World(_BUDGET_SEEDS + seed)
+    return tuple(
+        0 if chance.uniform() > _BUDGET_SHARE else _BUDGET_BYTES[0] + chance.below(_BUDGET_BYTES[1])
+        for _ in range(devices)
     )
 
 
@@ -114,7 +153,8 @@ def _broken_for_ever(chance: World, device: int) -> Event:
 class Trial(Struct, frozen=True):
     """One world, from its seed to its end.
 
-    `violation` is None, or the promise that was broken and how.
+    `effects` is how many writes and messages there were, the gateway's first. `violation` is None,
+    or the promise that was broken and how.
     """
 
     seed: int
@@ -125,6 +165,7 @@ class Trial(Struct, frozen=True):
     trace_digest: str
     virtual_s: float
     happened: int
+    effects: tuple[int, ...]
     violation: str | None = None
     promise: str | None = None
 
@@ -154,8 +195,15 @@ def try_seed(
         events = schedule(seed, mode, devices, core)
     config = FederationConfig(
         federation=Federation(name="world", task="fleet.toy:task"),
-        rounds=Rounds(count=rounds, cohort=cohort, quorum=0.5, deadline_s=90.0),
-        fleet=Fleet(partition="iid"),
+        rounds=Rounds(
+            count=rounds,
+            cohort=cohort,
+            quorum=0.5,
+            over_select=_OVER_SELECT[seed % len(_OVER_SELECT)],
+            deadline_s=90.0,
+            every_s=_EVERY_S[seed % len(_EVERY_S)],
+        ),
+        fleet=Fleet(partition="iid", start=START, check_in_s=_CHECK_IN_S[seed % len(_CHECK_IN_S)]),
     )
     run = FleetRun(
         config=config,
@@ -164,8 +212,17 @@ def try_seed(
         seed=seed,
         crypto=StubCrypto(),
     )
-    witness = Witness(lambda told: VirtualFleet(run, lives_days=False, on_publish=told))
-    fleet = witness.fleet
+    allowed = budgets(seed, devices) if mode == "safety" else (0,) * devices
+    witness = Witness(
+        lambda told: VirtualFleet(
+            run,
+            lives_days=False,
+            policy_of=lambda number, usual: replace(usual, bytes_per_day_max=allowed[number]),
+            on_publish=told,
+        )
+    )
+    fleet, evidence = witness.fleet, witness.evidence
+    evidence.core = core if mode == "liveness" else None
     fleet.world.tell = tell
     violation = None
     try:
@@ -175,9 +232,13 @@ def try_seed(
         if mode == "safety":
             _heal(fleet)
         fleet.world.run(fleet.world.now_s + CALM_S)
-        finals = FINAL_CHECKERS if mode == "safety" else (every_round_was_closed,)
+        finals = FINAL_CHECKERS if mode == "safety" else LIVENESS_CHECKERS
+        for _hour in range(NEXT_DAY_H if any(allowed) else 0):
+            if _hold(finals, evidence):
+                break
+            fleet.world.run(fleet.world.now_s + 3_600.0)
         for checker in finals:
-            checker(witness.evidence)
+            checker(evidence)
     except ViolationError as error:
         violation = error
     finally:
@@ -191,19 +252,31 @@ def try_seed(
         trace_digest=fleet.world.trace_digest,
         virtual_s=fleet.world.now_s,
         happened=fleet.world.events,
+        effects=tuple(host.fuse.effects for host in (fleet.gateway, *fleet.hosts)),
         violation=None if violation is None else str(violation),
         promise=None if violation is None else violation.promise,
     )
 
 
+def _hold(promises: Sequence[Callable[[Evidence], None]], evidence: Evidence) -> bool:
+    try:
+        for promise in promises:
+            promise(evidence)
+    except ViolationError:
+        return False
+    return True
+
+
 def _heal(fleet: VirtualFleet) -> None:
     """Everything works again; clocks are right again."""
     fleet.network.weather = Weather()
-    if fleet.gateway.clock_offset_s:
-        fleet.gateway.step_clock(-fleet.gateway.clock_offset_s)
     for host in (fleet.gateway, *fleet.hosts):
         host.fuse.full = False
         host.fuse.blows_at = None
+        if host.wall.stepped_s:
+            host.step_clock(-host.wall.stepped_s)
+    for device in fleet.hosts:
+        device.plug_in()
 
 
 def shrink(trial: Trial) -> Trial:

@@ -42,6 +42,7 @@ class Callbacks:
     on_up: Callable[[int], None]
     on_down: Callable[[str], None]
     on_message: Callable[[str, bytes], None]
+    on_ack: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Network:
         self.broker_up = True
         self.weather = Weather()
         self.links: dict[str, VirtualLink] = {}
+        self.on_sent: Callable[[str, bytes], None] = lambda _client, _payload: None
 
     def kill_broker(self, for_s: float) -> None:
         """SIGKILL: every connection breaks, everything under way is gone."""
@@ -165,6 +167,7 @@ class VirtualLink:
             size = publish_packet_bytes(topic, len(payload), mqtt5=True)
             self.traffic.sent_bytes += size
             self.traffic.sent_packets += 1
+            self._network.on_sent(self.name, payload)
             leaves_s = self._out.departs_at_s(self._world.now_s, int(size * self.slowed))
             connection = self._connection
             self._world.after(
@@ -264,6 +267,7 @@ class VirtualLink:
             self._out.held.append((topic, payload))
             return
         self.traffic.received_bytes += _PUBACK_BYTES
+        self._callbacks.on_ack()
         self._network.publish(self.name, topic, payload)
 
     def deliver(self, topic: str, payload: bytes) -> None:
@@ -278,8 +282,8 @@ class VirtualLink:
         )
 
     def _received(self, connection: int, topic: str, payload: bytes, size: int) -> None:
-        if connection != self._connection:
-            return
+        if connection != self._connection or not self.up:
+            return  # the broker speaks to somebody who is gone, and has not noticed
         if self._in.frozen:
             self._in.held.append((topic, payload))
             return

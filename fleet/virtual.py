@@ -12,9 +12,10 @@ from typing import Final
 from coordinator import Coordinator
 from edge_sdk import Policy
 from fleet.deeds import unleash
+from fleet.device_host import DeviceHost, VirtualDevice
 from fleet.devices import device_seed, enrolments, make_devices, profiles
 from fleet.faults import assign
-from fleet.hosts import CoordinatorHost, DeviceHost, VirtualDevice
+from fleet.hosts import CoordinatorHost
 from fleet.network import Network
 from fleet.record import Course, FleetError, FleetRun
 from fleet.world import World
@@ -34,7 +35,7 @@ class VirtualFleet:
     Args:
         run: the federation, its devices, its seed.
         lives_days: whether devices follow their profiles' days; else all are at their chargers.
-        policy: what owners allow.
+        policy_of: what the owner of a device allows; by default what the file's selection asks for.
         on_publish: told of everything that the coordinator publishes.
     """
 
@@ -43,7 +44,7 @@ class VirtualFleet:
         run: FleetRun,
         *,
         lives_days: bool = True,
-        policy: Policy | None = None,
+        policy_of: Callable[[int, Policy], Policy] = lambda _number, usual: usual,
         on_publish: Callable[[str, bytes], None] = lambda _topic, _data: None,
     ) -> None:
         self.run = run
@@ -68,11 +69,12 @@ class VirtualFleet:
             on_publish=on_publish,
         )
         selection = run.config.selection
-        rules = policy or Policy(
+        usual = Policy(
             min_battery=selection.min_battery,
             require_charging=selection.require_charging,
             allow_metered=selection.allow_metered,
             cpu_load_max=0.5 if lives_days else 1.0,
+            check_in_s=run.config.fleet.check_in_s,
         )
         self.hosts = [
             DeviceHost(
@@ -83,7 +85,7 @@ class VirtualFleet:
                 seed=device_seed(run.seed, number),
                 start_unix_s=start_unix_s,
                 lives_days=lives_days,
-                policy=rules,
+                policy=policy_of(number, usual),
             )
             for number, profile in enumerate(profiles(run.config, run.count, run.seed))
         ]
@@ -104,6 +106,7 @@ class VirtualFleet:
             make_link=lambda device: hosts[device.info.index].make_link(device),
             start_work=lambda device, work: hosts[device.info.index].start_work(device, work),
             make_journal=lambda number: hosts[number].disk,
+            make_shelf=lambda number: hosts[number].shelf,
             clock_of=lambda number: hosts[number].clock,
         )
         for host, device in zip(hosts, self.devices, strict=True):

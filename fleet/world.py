@@ -26,6 +26,8 @@ class World:
         self.events = 0
         self.after_event: Callable[[], None] = lambda: None
         self.tell: Callable[[World, str], None] | None = None
+        # Names of the hosts that have done something since somebody last looked, for checkers.
+        self.stirred: dict[str, None] = {}
         # Only `random()` is used: that stream is the same in every version of Python.
         self._chance = random.Random(seed)  # noqa: S311 - a simulation's dice, not a key
         self._heap: list[tuple[float, int, str, Callable[[], None]]] = []

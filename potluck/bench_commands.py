@@ -61,9 +61,7 @@ def add_commands(commands: Any) -> None:
         "--seeds", type=_count, default=SEEDS_DEFAULT, help=f"of each (default: {SEEDS_DEFAULT})"
     )
     codec.add_argument("--rounds", type=_count, help="instead of a workload's own")
-    codec.add_argument(
-        "--jobs", type=_count, default=os.cpu_count() or 1, help="processes (default: all cores)"
-    )
+    codec.add_argument("--jobs", type=_count, help="processes (default: all cores)")
     codec.add_argument("--speed", action="store_true", help="time the codecs, train nothing")
     add_json(codec)
     codec.set_defaults(run=run_codec)
@@ -97,7 +95,9 @@ def run_codec(arguments: argparse.Namespace) -> int:
             rounds=arguments.rounds,
         )
         progress = _Progress(len(wanted))
-        rows = codecs.rows(codecs.play_all(wanted, jobs=arguments.jobs, tell=progress))
+        rows = codecs.rows(
+            codecs.play_all(wanted, jobs=arguments.jobs or os.cpu_count() or 1, tell=progress)
+        )
     speeds = []
     for spec in dict.fromkeys((*uplinks, *(["ecq"] if default else []))):
         print(f"timing {spec}", file=sys.stderr, flush=True)

@@ -17,6 +17,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10_000, help="how many (default: 10000)")
     parser.add_argument("--first", type=int, default=0, help="the first one (default: 0)")
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after (default: never)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="processes (default: cores)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
     started_s = time.monotonic()
@@ -27,7 +30,7 @@ def main() -> int:
     ]
     broken: list[Trial] = []
     played = 0
-    with multiprocessing.Pool(os.cpu_count()) as pool:
+    with multiprocessing.Pool(arguments.jobs) as pool:
         for trial in pool.imap_unordered(_play, jobs, chunksize=4):
             played += 1
             if trial.violation is not None:

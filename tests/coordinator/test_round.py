@@ -11,6 +11,7 @@ from coordinator import round as rounds
 from coordinator.round import DEADLINE, RESUME_GRACE_S, TABLE, Phase, RoundState, UpdateState
 from coordinator.signals import (
     Accepted,
+    ClockSet,
     Commit,
     Committed,
     DeviceAsks,
@@ -161,6 +162,7 @@ def candidates(state: RoundState) -> dict[type, tuple[object, ...]]:
         DeviceAsks: (DeviceAsks("d3", 99), DeviceAsks("stranger", 1)),
         Woke: (Woke(DEADLINE), Woke("unknown")),
         Committed: (Committed(7, DIGEST),),
+        ClockSet: (ClockSet(1e6), ClockSet(-1e6)),
     }
 
 
@@ -228,6 +230,13 @@ def test_a_round_is_on_disk_before_the_first_invitation_leaves() -> None:
     assert {message.deadline_s for message in sent.values()} == {60.0}
     assert {message.chunk_bytes_max for message in sent.values()} == {1_000}
     assert state.waiting_for == set(opened().invited)
+
+
+@pytest.mark.parametrize("by_s", [3.2e7, -3.2e7])
+def test_what_is_left_of_a_round_does_not_change_when_somebody_sets_the_clock(by_s: float) -> None:
+    state, _ = play(begun(), ClockSet(by_s))
+    _, effects = play(state, DeviceAsks("d2", 99), now_s=NOW_S + 10.0 + by_s)
+    assert invites(effects)["d2"].deadline_s == pytest.approx(50.0)
 
 
 def test_an_invited_device_that_lost_its_invitation_is_told_again_what_time_is_left() -> None:

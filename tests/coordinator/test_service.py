@@ -18,7 +18,7 @@ from quantization.payload import HEADER_BYTES
 from quantization.reader import varint
 from tests.support.loopback import Loopback
 from wire import BadSignatureError, Manifest, chunk_count, frames, update_id
-from wire.messages import Chunk, FetchRequest, Leave, UpdateOffer
+from wire.messages import Available, Chunk, FetchRequest, Leave, UpdateOffer
 
 CHUNK = 1_024
 ROUNDS = Rounds(count=3, cohort=4, quorum=1.0, deadline_s=60.0)
@@ -401,12 +401,62 @@ def test_offers_for_rounds_that_never_were_leave_no_line_in_the_ledger(tmp_path:
     assert loopback.coordinator.store.updates() == []
 
 
+def test_nobody_is_invited_again_to_a_round_whose_time_is_over(tmp_path: Path) -> None:
+    loopback = collecting(tmp_path)
+    coordinator, late = loopback.coordinator, loopback.devices[0].session.device
+    opened = coordinator.rounds.round.opened
+    assert opened is not None
+    loopback.now_s = opened.deadline_at_s + 5.0
+    coordinator = loopback.boot_coordinator()
+    coordinator.start(loopback.now_s)
+    assert late in coordinator.rounds.round.waiting_for
+    session = loopback.devices[0].session
+    sent_bytes = coordinator.sent_bytes
+    loopback.speak(
+        0,
+        Available(
+            check_in=session.check_in + 1,
+            window_s=60.0,
+            held_version=0,
+            released_version=0,
+            schema_digest=session.schema_digest,
+            device_class="unknown",
+            battery_fraction=1.0,
+            charging=True,
+            metered=False,
+            codecs=session.codecs,
+        ),
+    )
+    assert coordinator.store.declines(1)[late] == "deadline_passed"
+    assert late not in coordinator.rounds.round.waiting_for
+    assert coordinator.sent_bytes == sent_bytes
+    assert [lease.device for lease in coordinator.leases.valid(loopback.now_s)] == [late]
+
+
 def test_a_round_that_was_open_when_the_clock_went_back_ends_all_the_same(tmp_path: Path) -> None:
     loopback = collecting(tmp_path)
     loopback.now_s -= 1e9
     loopback.boot_coordinator().start(loopback.now_s)
     deadline = loopback.coordinator.rounds.timers["round_deadline"]
     assert deadline - loopback.now_s < 600.0
+
+
+@pytest.mark.parametrize("by_s", [3.2e7, -3.2e7])
+def test_a_clock_that_is_set_hastens_and_delays_nothing(tmp_path: Path, by_s: float) -> None:
+    loopback = collecting(tmp_path)
+    coordinator = loopback.coordinator
+    before = {timer: at_s - loopback.now_s for timer, at_s in coordinator.rounds.timers.items()}
+    leases = len(coordinator.leases.valid(loopback.now_s))
+    loopback.now_s += by_s
+    coordinator.on_clock_step(by_s, loopback.now_s)
+    after = {timer: at_s - loopback.now_s for timer, at_s in coordinator.rounds.timers.items()}
+    assert after == pytest.approx(before)
+    assert len(coordinator.leases.valid(loopback.now_s)) == leases
+    assert coordinator.rounds.is_open
+    started_s = loopback.now_s
+    loopback.play()
+    assert coordinator.finished
+    assert loopback.now_s - started_s < 120.0
 
 
 def test_no_round_opens_while_nobody_can_be_invited(tmp_path: Path) -> None:
@@ -429,3 +479,51 @@ def test_a_revoked_device_that_has_not_heard_is_told_again(tmp_path: Path) -> No
     while loopback.deliver():
         pass
     assert loopback.devices[0].session.phase is Phase.REVOKED
+
+
+# -- a round every so often ------------------------------------------------------------------------
+
+
+def opened_at(loopback: Loopback) -> list[float]:
+    return [row["opened_at"] for row in loopback.coordinator.store.rounds()]
+
+
+def every(every_s: float) -> Rounds:
+    return Rounds(count=3, cohort=2, quorum=1.0, deadline_s=30.0, every_s=every_s)
+
+
+def test_a_round_opens_no_sooner_than_it_may_after_the_one_before(tmp_path: Path) -> None:
+    loopback = play(tmp_path, None, every(100.0))
+    first, second, third = opened_at(loopback)
+    assert 100.0 <= second - first < 110.0
+    assert 100.0 <= third - second < 110.0
+
+
+def test_a_restart_does_not_hasten_the_next_round(tmp_path: Path) -> None:
+    loopback = Loopback(tmp_path, count=4, rounds=every(100.0))
+    loopback.start()
+    while not loopback.coordinator.store.rounds():
+        assert loopback.deliver() or pass_time(loopback)
+    loopback.coordinator.store.close()
+    loopback.boot_coordinator().start(loopback.now_s)
+    loopback.coordinator.on_link_up(131_072, loopback.now_s)
+    loopback.play()
+    first, second, _third = opened_at(loopback)
+    assert 100.0 <= second - first < 110.0
+
+
+def test_a_clock_that_is_set_back_delays_the_next_round_by_no_more_than_one_interval(
+    tmp_path: Path,
+) -> None:
+    loopback = Loopback(tmp_path, count=4, rounds=every(100.0))
+    loopback.start()
+    while not loopback.coordinator.models.version:
+        assert loopback.deliver() or pass_time(loopback)
+    loopback.coordinator.store.close()
+    loopback.now_s -= 40_000.0
+    loopback.boot_coordinator().start(loopback.now_s)
+    restarted_s = loopback.now_s
+    loopback.coordinator.on_link_up(131_072, loopback.now_s)
+    loopback.play()
+    assert loopback.coordinator.finished
+    assert opened_at(loopback)[1] - restarted_s < 110.0

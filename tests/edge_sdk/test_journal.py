@@ -75,6 +75,23 @@ def test_bytes_add_up_within_a_day_and_start_anew_on_the_next(
     assert reopen().spend(101, 1) == 1
 
 
+def test_a_clock_that_is_set_back_finds_the_days_sum_again(reopen: Callable[[], Journal]) -> None:
+    assert reopen().spend(20_000, 5) == 5
+    assert reopen().spend(20_365, 7) == 7
+    assert reopen().spent(20_000) == 5
+    assert reopen().spend(20_000, 1) == 6
+    assert reopen().spent(7) == 0
+
+
+@pytest.mark.slow
+def test_bytes_of_64_days_are_kept(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    for day in range(100):
+        journal.spend(day, 1)
+    assert list(journal.spent_by_day()) == list(range(36, 100))
+    journal.close()
+
+
 def test_the_identity_key_is_made_once(tmp_path: Path) -> None:
     assert SqliteJournal(tmp_path).identity_key(b"a" * 32) == b"a" * 32
     assert SqliteJournal(tmp_path).identity_key(b"b" * 32) == b"a" * 32

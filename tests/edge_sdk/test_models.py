@@ -37,6 +37,16 @@ def test_only_retained_versions_stay(shelf: FileShelf) -> None:
     assert [shelf.load(version) is not None for version in (1, 2, 3)] == [False, True, False]
 
 
+def test_what_a_cut_short_save_has_left_goes_with_the_old_versions(
+    shelf: FileShelf, tmp_path: Path
+) -> None:
+    (tmp_path / "model-4.tmp").write_bytes(b"PK half of it")
+    shelf.save(5, SHARED)
+    assert shelf.load(4) is None
+    shelf.retain({5})
+    assert [path.name for path in tmp_path.iterdir()] == ["model-5.npz"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK", b"\x93NUMPY junk"])
 def test_a_damaged_file_counts_as_not_there(
     shelf: FileShelf, tmp_path: Path, damage: bytes

@@ -30,6 +30,19 @@ def test_each_rule_closes_the_gate_for_its_own_reason(
     assert reason(policy, now) == why
 
 
+def test_what_costs_bytes_is_the_reason_before_any_other() -> None:
+    policy = Policy(bytes_per_day_max=1_000, require_charging=True)
+    busy = Conditions(battery_fraction=0.0, charging=False, metered=True, cpu_load=1.0)
+    assert reason(policy, busy, spent=1_000) == "byte_budget_spent"
+    assert reason(policy, busy, spent=999) == "metered"
+
+
+def test_a_check_in_lasts_as_long_as_the_owner_says() -> None:
+    gate = judge(Policy(check_in_s=3_600.0), Conditions(), spent_bytes_today=0, was_open=False)
+    assert isinstance(gate, GateOpened)
+    assert gate.check_in_s == 3_600.0
+
+
 def test_a_spent_byte_budget_closes_the_gate() -> None:
     policy = Policy(bytes_per_day_max=1_000)
     assert reason(policy, Conditions(), spent=999) == ""
@@ -53,7 +66,14 @@ def test_an_open_gate_says_what_the_check_in_reports() -> None:
 
 
 @pytest.mark.parametrize(
-    "rules", [{"min_battery": 1.5}, {"cpu_load_max": -0.1}, {"bytes_per_day_max": -1}]
+    "rules",
+    [
+        {"min_battery": 1.5},
+        {"cpu_load_max": -0.1},
+        {"bytes_per_day_max": -1},
+        {"check_in_s": 1.0},
+        {"check_in_s": 1e9},
+    ],
 )
 def test_a_rule_that_cannot_be_kept_is_refused(rules: dict[str, float]) -> None:
     with pytest.raises(PolicyError, match=next(iter(rules))):

@@ -14,13 +14,13 @@ from edge_sdk.session import (
     CHECK_IN,
     DEADLINE,
     FETCH_AGAIN,
-    LEASE_S,
     OFFER_AGAIN,
     TABLE,
     Phase,
     Session,
 )
 from edge_sdk.signals import (
+    LEASE_S,
     Adopt,
     Adopted,
     BaseFailed,
@@ -627,6 +627,32 @@ def test_a_release_is_adopted_once_and_in_any_phase_of_work() -> None:
         after, _ = play(s, Adopted(9))
         assert after.released_version == 9
         assert play(after, Release(9, DIGEST))[1] == []
+
+
+@pytest.mark.parametrize("reason", ["metered", "byte_budget_spent"])
+def test_a_release_waits_while_bytes_are_short(reason: str) -> None:
+    closed, _ = play(at(Phase.IDLE), GateClosed(reason))
+    after, effects = play(closed, Release(9, DIGEST))
+    assert after == closed
+    assert effects == [Report("release_waits", reason)]
+    _, effects = play(after, GATE)
+    (available,) = sent(effects)
+    assert isinstance(available, Available)
+    assert available.released_version != 9
+
+
+def test_a_release_does_not_wait_for_a_charger() -> None:
+    closed, _ = play(at(Phase.IDLE), GateClosed("battery_low"))
+    assert play(closed, Release(9, DIGEST))[1] == [Adopt(9, DIGEST, "stable")]
+
+
+def test_a_check_in_promises_no_more_than_the_owner_lets_it() -> None:
+    gate = GateOpened(7_200.0, check_in_s=3_600.0)
+    _, effects = play(fresh(), gate, LinkUp(1_000))
+    (available,) = sent(effects)
+    assert isinstance(available, Available)
+    assert available.window_s == 3_600.0
+    assert WakeAt(CHECK_IN, 100.0 + 0.8 * 3_600.0) in effects
 
 
 def test_a_revoked_device_stops_stores_it_and_never_speaks_again() -> None:

@@ -15,6 +15,7 @@ from coordinator.signals import Accepted, Committed, Resume, UpdateArrived
 from coordinator.store import Store
 from edge_sdk import session
 from edge_sdk.driver import DeviceDriver
+from edge_sdk.journal import MemoryJournal
 from edge_sdk.signals import LinkUp, Trained
 from fleet.nemesis import try_seed
 from quantization import Accumulator
@@ -263,6 +264,38 @@ def update_ids_that_are_not_the_rounds(patch: Patch) -> None:
     patch.setattr(session, "update_id_of", lambda *_: b"\x00" * 16)
 
 
+def budget_forgotten_on_reboot(patch: Patch) -> None:
+    right = MemoryJournal.begin_boot
+
+    def wrong(self: Any) -> Any:
+        self._spent.clear()
+        return right(self)
+
+    patch.setattr(MemoryJournal, "begin_boot", wrong)
+
+
+def budget_of_a_day_that_a_clock_step_ends(patch: Patch) -> None:
+    right = MemoryJournal.spend
+
+    def wrong(self: Any, day: int, spent_bytes: int) -> int:
+        self._spent = {day: self._spent.get(day, 0)}
+        return right(self, day, spent_bytes)
+
+    patch.setattr(MemoryJournal, "spend", wrong)
+
+
+def releases_fetched_with_a_spent_budget(patch: Patch) -> None:
+    patch.setattr(session, "_BYTES_ARE_SHORT", frozenset())
+
+
+def timers_left_where_they_were_when_the_clock_was_set(patch: Patch) -> None:
+    patch.setattr(Coordinator, "on_clock_step", lambda *_: None)
+
+
+def damaged_models_taken_for_good(patch: Patch) -> None:
+    patch.setattr(DeviceDriver, "_holds", lambda *_: True)
+
+
 MISTAKES: tuple[Callable[[Patch], None], ...] = (
     receipt_before_commit,
     settlement_before_the_transaction,
@@ -285,6 +318,11 @@ MISTAKES: tuple[Callable[[Patch], None], ...] = (
     commit_told_but_not_written,
     committed_without_settling,
     update_ids_that_are_not_the_rounds,
+    budget_forgotten_on_reboot,
+    budget_of_a_day_that_a_clock_step_ends,
+    releases_fetched_with_a_spent_budget,
+    timers_left_where_they_were_when_the_clock_was_set,
+    damaged_models_taken_for_good,
 )
 
 

@@ -4,8 +4,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from fleet.faults import Event
 from fleet.nemesis import try_seed
 
 BUGS: list[dict[str, Any]] = tomllib.loads(
@@ -17,4 +19,6 @@ BUGS: list[dict[str, Any]] = tomllib.loads(
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug['mode']}-{bug['seed']}")
 def test_a_bug_that_was_found_stays_away(bug: dict[str, Any]) -> None:
     assert bug["cause"]
+    events = msgspec.convert(bug.get("events"), type=tuple[Event, ...] | None)
     assert try_seed(bug["seed"], bug["mode"]).violation is None
+    assert try_seed(bug["seed"], bug["mode"], events=events).violation is None

@@ -1,0 +1,368 @@
+"""A device's process in a world: its driver, disk, link, clocks, battery and day."""
+
+import math
+from typing import Final
+
+from device_profiles import DeviceProfile, conditions_at, training_seconds
+from edge_sdk import Conditions, Policy
+from edge_sdk.budget import DayMeter
+from edge_sdk.policy import GATE_EVERY_S, SECONDS_PER_DAY, judge
+from edge_sdk.signals import GateClosed, GateOpened, Trained, TrainingFailed
+from edge_sdk.work import TrainingWork
+from fleet.clocks import DRIFT_MAX, Uptime, WallClock
+from fleet.device_disk import DeviceDisk, DiskShelf
+from fleet.disk import PowerCutError
+from fleet.emulated import EmulatedDevice
+from fleet.hosts import MICROSECOND_S, Host
+from fleet.network import Callbacks, Network, VirtualLink
+from fleet.power import Power
+from fleet.world import World
+
+VirtualDevice = EmulatedDevice[VirtualLink]
+
+# How often a day is looked at: its curves move in hours.
+DAY_EVERY_S: Final = 300.0
+CHARGE_EVERY_S: Final = 300.0
+# A phone does not start before its charger has put something into it.
+_STARTS_AT_FRACTION: Final = 0.02
+_FAILED_TRAINING_S: Final = 1.0
+_MBIT_BYTES: Final = 125_000.0
+_DELAY_S: Final = (0.01, 0.08)
+_WALL_OFF_S_MAX: Final = 600.0
+# One device in so many has no clock that runs while it is off, and wakes up in 1970.
+_WITHOUT_CLOCK: Final = 8
+
+
+class DeviceHost(Host):
+    """A device: what the SDK's own loop does on a real one is done here by events.
+
+    Args:
+        world: where it lives.
+        network: of the broker.
+        name: for the trace.
+        profile: what it is like.
+        seed: of its days.
+        start_unix_s: when the world's time is 0.
+        lives_days: whether conditions follow the profile's day; else it is always at its charger.
+        policy: what its owner allows.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        *,
+        name: str,
+        profile: DeviceProfile,
+        seed: int,
+        start_unix_s: float,
+        lives_days: bool,
+        policy: Policy,
+    ) -> None:
+        super().__init__(world, name)
+        self.profile = profile
+        self.policy = policy
+        self.disk = DeviceDisk(self.fuse)
+        self.shelf = DiskShelf(self.fuse)
+        self.uptime = Uptime(world)
+        off_s = round(world.uniform(-_WALL_OFF_S_MAX, _WALL_OFF_S_MAX), 3)
+        self.wall = WallClock(
+            world,
+            start_unix_s,
+            drift=world.uniform(-DRIFT_MAX, DRIFT_MAX),
+            offset_s=off_s if world.below(_WITHOUT_CLOCK) else -start_unix_s,
+        )
+        self.power = Power(profile)
+        self.closed_until_s = 0.0
+        self.device: VirtualDevice
+        self._network = network
+        self._seed = seed
+        self._start_unix_s = start_unix_s
+        self._lives_days = lives_days
+        self._curve = 1.0
+        if lives_days:
+            self._curve = conditions_at(profile, seed, start_unix_s).battery_fraction
+            self.power.set_fraction(self._curve)
+        self._plugged = True
+        self._unplugs = 0
+        self._online = True
+        self._bytes_at_boot = 0
+        self._looked_at_s = 0.0
+        self._dark = False
+        self._work: TrainingWork | None = None
+        self._new_boot()
+
+    def _new_boot(self) -> None:
+        """What is gone with the memory of a process."""
+        self._meter = DayMeter(self.disk, self.policy.bytes_per_day_max)
+        self._gate: GateOpened | GateClosed | None = None
+        self._judge_at_s: float | None = None
+        self._judged_bytes = -1
+
+    def make_link(self, device: VirtualDevice) -> VirtualLink:
+        """The device's link, at its profile's rates."""
+        low, high = _DELAY_S
+        return VirtualLink(
+            self._network,
+            device.name,
+            Callbacks(
+                filters=lambda: device.driver.subscriptions,
+                will=device.will,
+                on_up=lambda size: self.enter(lambda: device.on_link_up(size)),
+                on_down=lambda reason: self.enter(lambda: device.on_link_down(reason)),
+                on_message=lambda topic, data: self.enter(lambda: device.on_message(topic, data)),
+                on_ack=self._mind_budget,
+            ),
+            self.fuse,
+            delay_s=self.world.uniform(low, high),
+            up_bytes_per_s=self.profile.up_mbps * _MBIT_BYTES,
+            down_bytes_per_s=self.profile.down_mbps * _MBIT_BYTES,
+        )
+
+    # -- life and death ----------------------------------------------------------------------
+
+    def clock(self) -> float:
+        """Monotonic seconds, a little fast or slow."""
+        return self.uptime.now_s()
+
+    def start(self) -> None:
+        """Power is on, if there is any."""
+        if self.running or self.gone:
+            return
+        if self._dark:
+            self._look()
+            if self.power.fraction < _STARTS_AT_FRACTION:
+                self.world.after(CHARGE_EVERY_S, f"charge {self.name}", self.start)
+                return
+            self._dark = False
+        super().start()
+
+    def boot(self) -> None:
+        """Start from what the disk holds."""
+        self._bytes_at_boot = self._bytes
+        self._new_boot()
+        self.uptime.reboot()
+        if self.starts > 1:
+            self.device.boot()
+        self._judge()
+        self.device.link.allowed = self._online
+        self.device.link.connect()
+
+    def end_link(self, *, silent: bool) -> None:
+        """The process is gone, its connection and whatever it was training with it."""
+        self._stop_training()
+        self.device.link.end(silent=silent)
+
+    def next_wake_s(self) -> float | None:
+        """When a timer is due, in the world's time."""
+        due_s = self.device.driver.next_wake_s
+        return None if due_s is None else self.uptime.world_s(due_s)
+
+    def wake(self) -> None:
+        """Run the timers that are due."""
+        self.device.driver.wake(self.clock())
+
+    def plan_ahead(self) -> None:
+        """See to it that neither a timer nor a look at the rules is missed."""
+        super().plan_ahead()
+        if self._work is not None and self._work.stopped:
+            self._stop_training()
+        self._mind_budget()
+
+    def _mind_budget(self) -> None:
+        """Bytes have passed: the next look at the rules, which on a device are many, sees them."""
+        if self.running and self.policy.bytes_per_day_max and self._bytes != self._judged_bytes:
+            self.world.stirred[self.name] = None
+            self._judge_by(self.world.now_s + GATE_EVERY_S)
+
+    # -- work --------------------------------------------------------------------------------
+
+    def start_work(self, device: VirtualDevice, work: TrainingWork) -> None:
+        """Train now, and be done when the profile says."""
+        device.strike(work.order.round)
+        if device.gone:
+            self.gone = True
+            self.crash()
+            return
+        if device.gate_opens_at_s is not None:
+            delay_s = device.gate_opens_at_s - self.clock()
+            self.world.after(delay_s, f"gate {self.name}", self.of_this_start(device.open_gate))
+            device.gate_opens_at_s = None
+        event = work.run()
+        seconds = _FAILED_TRAINING_S
+        if work.examples_seen:
+            flops = device.driver.manifest.step_flops * work.examples_seen
+            seconds = max(training_seconds(self.profile, flops), 0.001)
+        self._look_alive()
+        self._work = work
+        self.power.train(now=True)
+        self._plan_empty()
+        self.world.after(
+            seconds,
+            f"trained {self.name} {type(event).__name__}",
+            self.of_this_start(lambda: self._trained(work, event)),
+        )
+
+    def _trained(self, work: TrainingWork, event: Trained | TrainingFailed) -> None:
+        if self._work is work:
+            self._stop_training()
+        if self.power.empty:
+            self._look_alive()
+        self.device.work_done(work, event)
+        if not self._plugged:
+            self._judge_by(self.world.now_s + GATE_EVERY_S)
+
+    def _stop_training(self) -> None:
+        if self._work is not None:
+            self._look()
+            self.power.train(now=False)
+            self._work = None
+
+    # -- power -------------------------------------------------------------------------------
+
+    def unplug(self, *, for_s: float, battery_fraction: float) -> None:
+        """Its charger is pulled, and this is what its battery has; without one, power is lost."""
+        if self.profile.on_mains:
+            self.crash(down_s=for_s, silent=True)
+            return
+        self._look()
+        self._plugged = False
+        self._unplugs += 1
+        number = self._unplugs
+        self.power.set_fraction(battery_fraction)
+        self.world.after(
+            for_s,
+            f"plug {self.name}",
+            lambda: self.plug_in() if number == self._unplugs else None,
+        )
+        self.enter(lambda: self._judge_by(self.world.now_s + GATE_EVERY_S))
+        self._plan_empty()
+
+    def plug_in(self) -> None:
+        """Its charger is in again."""
+        if not self._plugged:
+            self._look()
+            self._plugged = True
+            self.enter(lambda: self._judge_by(self.world.now_s + GATE_EVERY_S))
+
+    def _look(self) -> Conditions:
+        """Integrate the battery up to now, and see what the device is like."""
+        now_s = self.world.now_s
+        passed_s, self._looked_at_s = now_s - self._looked_at_s, now_s
+        if self._lives_days:
+            return self._look_at_day(now_s)
+        self._integrate(charging=self._plugged, owner_j=passed_s * self.profile.idle_w)
+        return Conditions(
+            battery_fraction=self.power.fraction,
+            charging=self._plugged or self.profile.on_mains,
+            window_s=86_400.0,
+        )
+
+    def _look_at_day(self, now_s: float) -> Conditions:
+        now = conditions_at(self.profile, self._seed, self._start_unix_s + now_s)
+        # What its owner does with it, idling included, is the curve of its day.
+        used, self._curve = max(self._curve - now.battery_fraction, 0.0), now.battery_fraction
+        owner_j = used * 3_600.0 * self.profile.battery_wh * self.running
+        self._integrate(charging=now.charging, owner_j=owner_j)
+        self._online, link = now.online, self.device.link
+        if now.online and not link.allowed and self.running:
+            link.allowed = True
+            link.connect()
+        elif not now.online:
+            link.allowed = False
+            link.broken("offline")
+        return Conditions(
+            battery_fraction=self.power.fraction,
+            charging=now.charging,
+            metered=now.metered,
+            cpu_load=0.0 if now.idle or self.profile.on_mains else 1.0,
+            window_s=3_600.0,
+        )
+
+    def _integrate(self, *, charging: bool, owner_j: float) -> None:
+        radio_j = self.device.radio_j
+        self.power.look(self.world.now_s, charging=charging, owner_j=owner_j, radio_j=radio_j)
+        self.device.counts.training_j = self.power.training_j
+
+    def _look_alive(self) -> Conditions:
+        """Look from inside the process, which ends if there is nothing left to run on."""
+        now = self._look()
+        if self.power.empty and not now.charging:
+            self._dark = True
+            self.crash(down_s=CHARGE_EVERY_S, silent=True)
+            raise PowerCutError
+        return now
+
+    def _plan_empty(self) -> None:
+        """Be there when the battery of a device off its charger runs out."""
+        if not self.running or self._lives_days or self._plugged:
+            return
+        left_s = self.power.seconds_left(self.profile.idle_w)
+        if left_s is not None:
+            empty = self.of_this_start(self._notice_empty)
+            self.world.after(left_s + MICROSECOND_S, f"empty {self.name}", empty)
+
+    def _notice_empty(self) -> None:
+        self._look_alive()
+
+    # -- the rules ---------------------------------------------------------------------------
+
+    def close_gate(self, for_s: float) -> None:
+        """Its owner picks it up: no work for a while."""
+        self.closed_until_s = self.world.now_s + for_s
+        self.enter(self._judge)
+
+    def step_clock(self, by_s: float) -> None:
+        """Somebody sets its clock."""
+        self.wall.step(by_s)
+        self.enter(lambda: self._judge_by(self.world.now_s + GATE_EVERY_S))
+
+    def _judge_by(self, at_s: float) -> None:
+        """Look at the rules at this time, unless somebody does before."""
+        if at_s == math.inf or (self._judge_at_s is not None and self._judge_at_s <= at_s):
+            return
+        self._judge_at_s = at_s
+
+        def act() -> None:
+            if self._judge_at_s == at_s:  # else an earlier one has taken its place
+                self._judge()
+
+        delay_s = at_s + MICROSECOND_S - self.world.now_s
+        self.world.after(delay_s, f"gate {self.name}", self.of_this_start(act))
+
+    def _judge(self) -> None:
+        self._judge_at_s = None
+        now = self._look_alive()
+        self._judged_bytes = self._bytes
+        gate = judge(
+            self.policy,
+            now,
+            spent_bytes_today=self._meter.spent_today(
+                self._judged_bytes - self._bytes_at_boot,
+                unix_s=self.wall.now_s(),
+                now_s=self.clock(),
+            ),
+            was_open=isinstance(self._gate, GateOpened),
+        )
+        if self.world.now_s < self.closed_until_s and isinstance(gate, GateOpened):
+            gate = GateClosed("in_use")
+        if gate != self._gate:
+            self._gate = gate
+            self.device.driver.on_gate(gate, self.clock())
+        self._judge_by(self._judge_again_s())
+
+    def _judge_again_s(self) -> float:
+        """When something may change by itself."""
+        now_s = self.world.now_s
+        at_s = now_s + DAY_EVERY_S if self._lives_days else math.inf
+        if now_s < self.closed_until_s:
+            at_s = min(at_s, self.closed_until_s)
+        if self.policy.bytes_per_day_max:
+            tomorrow = self.wall.now_s() // SECONDS_PER_DAY + 1.0
+            at_s = min(at_s, self.wall.world_s(tomorrow * SECONDS_PER_DAY))
+        return at_s
+
+    @property
+    def _bytes(self) -> int:
+        traffic = self.device.link.traffic
+        return traffic.sent_bytes + traffic.received_bytes

@@ -1,0 +1,73 @@
+"""What devices with a byte budget have sent and received, in books that the SDK does not keep.
+
+The SDK counts, writes down and forgets a little in a crash (`edge_sdk.budget`). Here every byte of
+the link is counted as it passes, and what a crash may forget is taken off again: what is left the
+device has to know of.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from edge_sdk.budget import FORGOTTEN_PART
+from edge_sdk.policy import GATE_EVERY_S, SECONDS_PER_DAY
+from fleet.device_host import DeviceHost
+from wire.messages import Available, FetchRequest
+
+# What a device says that begins something.
+BEGINNINGS: Final = frozenset({Available.KIND, FetchRequest.KIND})
+_GRACE_S: Final = GATE_EVERY_S + 0.001
+
+
+@dataclass(slots=True)
+class Book:
+    """One device's bytes.
+
+    Attributes:
+        host: the device.
+        days: bytes by day that a crash cannot make it forget.
+        recent: (time, bytes) of today that one may.
+        spent_at_s: by day, when the budget was reached.
+        entered_s: when its clock came to this day.
+    """
+
+    host: DeviceHost
+    days: dict[int, float] = field(default_factory=dict)
+    recent: deque[tuple[float, int]] = field(default_factory=deque)
+    spent_at_s: dict[int, float] = field(default_factory=dict)
+    entered_s: float = 0.0
+    _day: int | None = None
+    _total: int = 0
+    _crashes: int = 0
+
+    def note(self) -> None:
+        """Count what has passed since the last time."""
+        host, now_s = self.host, self.host.world.now_s
+        budget = host.policy.bytes_per_day_max
+        day = int(host.wall.now_s() // SECONDS_PER_DAY)
+        if day != self._day:
+            # The last bytes before may have been counted as either day's.
+            self.recent.clear()
+            self._day, self.entered_s = day, now_s
+        traffic = host.device.link.traffic
+        total = traffic.sent_bytes + traffic.received_bytes
+        if total != self._total:
+            self.recent.append((now_s, total - self._total))
+            self._total = total
+        if host.crashes != self._crashes:
+            self._crashes = host.crashes
+            self.recent.clear()
+            known = max(self.days.get(day, 0.0) - budget / FORGOTTEN_PART, 0.0)
+            self.days[day] = known
+            if known < budget:
+                self.spent_at_s.pop(day, None)
+        while self.recent and self.recent[0][0] < now_s - _GRACE_S:
+            self.days[day] = self.days.get(day, 0.0) + self.recent.popleft()[1]
+        if self.days.get(day, 0.0) + sum(size for _, size in self.recent) >= budget:
+            self.spent_at_s.setdefault(day, now_s)
+
+    def may_begin(self) -> bool:
+        """Whether the device may know nothing yet of a budget that is spent."""
+        spent_at_s = None if self._day is None else self.spent_at_s.get(self._day)
+        now_s = self.host.world.now_s
+        return spent_at_s is None or now_s <= max(spent_at_s, self.entered_s) + _GRACE_S
