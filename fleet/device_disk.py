@@ -16,6 +16,8 @@ from fleet.disk import Fuse
 from wire import Tensors
 
 _PERSONAL: Final = "personal"
+_RESIDUAL: Final = "residual"
+_ALWAYS_KEPT: Final = {_PERSONAL, _RESIDUAL}
 
 
 class DeviceDisk(MemoryJournal):
@@ -101,10 +103,10 @@ class DiskShelf:
 
     def retain(self, versions: Iterable[int]) -> None:
         """Drop all other versions, and what is left of saves that were cut short."""
-        kept = {str(version) for version in versions} | {_PERSONAL}
+        kept = {str(version) for version in versions} | _ALWAYS_KEPT
         if self.torn or not kept >= self.files.keys():
             self._fuse.burn()
-        self.torn &= {_PERSONAL}
+        self.torn &= _ALWAYS_KEPT
         self.files = {name: held for name, held in self.files.items() if name in kept}
 
     def path(self, version: int) -> Path | None:  # noqa: ARG002 - no app looks at these files
@@ -119,6 +121,18 @@ class DiskShelf:
         """Keep the device's own part."""
         if tensors:
             self._write(_PERSONAL, tensors)
+
+    def residual(self) -> Tensors:
+        """What the codec left out of the last update, as far as it can be read."""
+        return self.files.get(_RESIDUAL) or {}
+
+    def save_residual(self, tensors: Tensors) -> None:
+        """Keep what was left out; empty drops what was kept."""
+        if tensors:
+            self._write(_RESIDUAL, tensors)
+        elif _RESIDUAL in self.files:
+            self._fuse.burn()
+            del self.files[_RESIDUAL]
 
     def damage(self) -> None:
         """Every file rots."""
