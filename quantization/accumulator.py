@@ -17,6 +17,7 @@ from wire import Schema, Tensors, limits
 from wire.errors import LocalProtocolError, NotFiniteError
 
 _INT64_BITS: Final = 62  # one bit for the sign, one to spare
+_NOTHING: Final = np.empty(0, np.float32)
 _FRACTION_BITS_MAX: Final = 40  # float32 has 24; the rest is for small values
 
 
@@ -49,7 +50,7 @@ class Accumulator:
         self.count = 0
         self.total_weight = 0
         self._sums = np.zeros(schema.parameters, np.int64)
-        self._starts = [0, *np.cumsum([spec.size for spec in schema.tensors]).tolist()]
+        self._starts: list[int] = [0, *np.cumsum([spec.size for spec in schema.tensors]).tolist()]
 
     def add(self, payload: bytes, weight: int) -> None:
         """Decode an update and add it; all of it or, when it raises, nothing.
@@ -61,14 +62,23 @@ class Accumulator:
         """
         self._check(weight)
         read = Payload(payload, self.schema)
-        parts = []
-        for number in range(len(read.blocks)):
-            for part in read.block(number):
-                self._check_values(self.schema.tensors[part.piece.tensor].name, part.values)
-                parts.append(part)
+        parts = [part for number in range(len(read.blocks)) for part in read.block(number)]
+        # What is sparse is handled in one go: a few values of each block are not worth a call each.
+        whole = [part for part in parts if part.positions is None]
+        some = [(p, p.positions) for p in parts if p.positions is not None and p.positions.size]
+        values = np.concatenate([part.values for part, _positions in some] or [_NOTHING])
+        if not self._are_within(values):
+            whole, values = parts, _NOTHING  # to say which tensor it was
+        for part in whole:
+            self._check_values(self.schema.tensors[part.piece.tensor].name, part.values)
         scale = self._scale(weight)
-        for part in parts:
-            self._add_part(part, scale)
+        for part in whole:
+            start = self._start(part)
+            self._sums[start : start + part.piece.size] += _integers(part.values, scale)
+        if some:
+            # Positions differ, so that each value is added once.
+            at = np.concatenate([positions + self._start(part) for part, positions in some])
+            self._sums[at] += _integers(values, scale)
         self._count(weight)
 
     def add_tensors(self, tensors: Tensors, weight: int) -> None:
@@ -89,11 +99,13 @@ class Accumulator:
             raise LocalProtocolError(f"{self.updates_max} updates are in the sum already")
 
     @staticmethod
-    def _check_values(name: str, values: NDArray[np.float32]) -> None:
-        if not values.size:
-            return
-        largest = max(float(values.max()), -float(values.min()))
-        if not largest <= limits.UPDATE_VALUE_ABS_MAX:
+    def _are_within(values: NDArray[np.float32]) -> bool:
+        bound = limits.UPDATE_VALUE_ABS_MAX
+        return values.size == 0 or bool(values.max() <= bound and values.min() >= -bound)
+
+    def _check_values(self, name: str, values: NDArray[np.float32]) -> None:
+        if not self._are_within(values):
+            largest = float(np.abs(values).max())
             raise NotFiniteError(
                 f"{name}: a value of {largest:g}, at most {limits.UPDATE_VALUE_ABS_MAX:g}"
             )
@@ -101,14 +113,8 @@ class Accumulator:
     def _scale(self, weight: int) -> float:
         return 2.0**self.fraction_bits * weight
 
-    def _add_part(self, part: PieceValues, scale: float) -> None:
-        start = self._starts[part.piece.tensor] + part.piece.start
-        into = self._sums[start : start + part.piece.size]
-        integers = _integers(part.values, scale)
-        if part.positions is None:
-            into += integers
-        else:
-            into[part.positions] += integers  # positions differ, so that each is added once
+    def _start(self, part: PieceValues) -> int:
+        return self._starts[part.piece.tensor] + part.piece.start
 
     def _count(self, weight: int) -> None:
         self.count += 1

@@ -336,6 +336,7 @@ class Payload:
         scaled = codec is not None and _stage_of(codec).scaled
         return chunks_of(piece.size).count if scaled else 0
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused
     def block(self, number: int) -> list[PieceValues]:
         """Decode one block.
 
@@ -364,7 +365,9 @@ class Payload:
             else:
                 first, last = np.searchsorted(unpacked.positions, (start, stop))
                 symbols = unpacked.symbols[first:last]
-                positions = unpacked.positions[first:last] - start
+                positions = unpacked.positions[first:last]
+                if start:
+                    positions = positions - start
             decoded.append(self._decode(piece, symbols, positions, scales))
             start = stop
         return decoded
@@ -379,13 +382,8 @@ class Payload:
             whole = np.zeros(piece.size, np.int16)
             whole[positions] = coded
             coded, positions = whole, None
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = stage.backward(
-                coded,
-                self._parameters[piece.tensor],
-                scales,
-                Place(self._seed, piece.tensor, piece.number),
-            )
+        place = Place(self._seed, piece.tensor, piece.number)
+        values = stage.backward(coded, self._parameters[piece.tensor], scales, place)
         if not np.isfinite(values).all():
             raise NotFiniteError(f"tensor {piece.tensor} has values that are not finite")
         return PieceValues(piece, values, positions)
