@@ -112,6 +112,14 @@ def unrotate(rotated: Flat, seed: int, tensor: int = 0, piece: int = 0) -> Flat:
     return out
 
 
+def _turn_twice(values: Flat, between: Flat) -> None:
+    """H D' H / c of each whole chunk, in place; its own inverse."""
+    whole = values.reshape(-1, CHUNK)
+    # Transposed, each step of the butterfly adds long rows.
+    rows = _hadamard(np.array(whole.T, order="C"), None)
+    np.copyto(whole, _hadamard(rows, between).T)
+
+
 def turn(values: Flat, chunk: int) -> Flat:
     """H x / sqrt(c) of each chunk of c values; fresh, and its own inverse.
 
