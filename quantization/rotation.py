@@ -75,10 +75,7 @@ def rotate(values: Flat, seed: int, tensor: int = 0, piece: int = 0) -> Flat:
     out = values * outer
     cut = chunks_of(values.size)
     if cut.whole:
-        whole = out[: cut.edge].reshape(-1, CHUNK)
-        # Transposed, each step of the butterfly adds long rows.
-        rows = _hadamard(whole.T, None)
-        np.copyto(whole, _hadamard(rows, inner[0, :CHUNK]).T)
+        _turn_twice(out[: cut.edge], inner[0, :CHUNK])
     if cut.rest:
         rest = out[cut.edge :]
         windows = _windows(cut.rest)
@@ -97,9 +94,7 @@ def unrotate(rotated: Flat, seed: int, tensor: int = 0, piece: int = 0) -> Flat:
     out = rotated.copy()
     cut = chunks_of(rotated.size)
     if cut.whole:
-        whole = out[: cut.edge].reshape(-1, CHUNK)
-        rows = _hadamard(whole.T, None)
-        np.copyto(whole, _hadamard(rows, inner[0, :CHUNK]).T)
+        _turn_twice(out[: cut.edge], inner[0, :CHUNK])
     if cut.rest:
         rest = out[cut.edge :]
         windows = _windows(cut.rest)
@@ -116,8 +111,7 @@ def _turn_twice(values: Flat, between: Flat) -> None:
     """H D' H / c of each whole chunk, in place; its own inverse."""
     whole = values.reshape(-1, CHUNK)
     # Transposed, each step of the butterfly adds long rows.
-    rows = _hadamard(np.array(whole.T, order="C"), None)
-    np.copyto(whole, _hadamard(rows, between).T)
+    np.copyto(whole, _hadamard(_hadamard(whole.T, None), between).T)
 
 
 def turn(values: Flat, chunk: int) -> Flat:
