@@ -3,7 +3,8 @@
 What an owner is promised of `Policy.bytes_per_day_max`:
 
 1. A day is a UTC day by the device's own clock. Each has its own count, and keeps it: a clock that
-   is set to another day starts that day's count, and set back it finds the first one again.
+   is set to another day starts that day's count, and set back it finds the first one again. What
+   has passed within `GATE_EVERY_S` before the day changes may count as either's.
 2. Every `GATE_EVERY_S` the count is compared with the budget. From the first time that it is
    reached, the device begins nothing that costs bytes until the day is over: it does not check in
    and fetches no model. What is sealed is delivered all the same, and what is under way may end.

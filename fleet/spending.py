@@ -46,8 +46,10 @@ class Book:
         budget = host.policy.bytes_per_day_max
         day = int(host.wall.now_s() // SECONDS_PER_DAY)
         if day != self._day:
-            # The last bytes before may have been counted as either day's.
+            # The last bytes before a change of the day may have been counted as either day's.
             self.recent.clear()
+            if self._day is not None and self.days.get(self._day, 0.0) < budget:
+                self.spent_at_s.pop(self._day, None)
             self._day, self.entered_s = day, now_s
         traffic = host.device.link.traffic
         total = traffic.sent_bytes + traffic.received_bytes
