@@ -216,14 +216,20 @@ def choose(
         yield [_link(flat) for flat in flats]
         return
     tensors = [_tensor(flat, feedback=feedback) for flat in flats]
-    growth, last = 1.0, None
-    while rule.error_max * growth <= _ERROR_CEILING:
+    growth, last, untried = 1.0, None, False
+    # Dense tensors begin at a bound of their own, which has as far to grow.
+    while min(rule.error_max, DENSE_ERROR_MAX) * growth <= _ERROR_CEILING:
         chosen = [tensor.cheapest(rule.error_max, growth) for tensor in tensors]
-        bits = sum(option.bits for option in chosen)
-        if chosen != last and (rule.fits(int(bits / 8.0)) or last is None):
-            yield [option.codec for option in chosen]
+        if chosen != last:
+            bits = sum(option.bits for option in chosen)
+            untried = last is not None and not rule.fits(int(bits / 8.0))
+            if not untried:
+                yield [option.codec for option in chosen]
         last = chosen
         growth *= _ERROR_GROWTH
+    if last is not None and untried:
+        # Estimated, not even this fits; zstd has the last word.
+        yield [option.codec for option in last]
 
 
 def _tensor(values: Flat, *, feedback: bool) -> _Tensor:
