@@ -24,7 +24,7 @@ Errors are E|q(x) - x|^2 / |x|^2, known before anything is sent:
 
 The mean of n updates has an n-th of the error, but also less energy than one update where devices
 disagree: the bound falls with a small cohort, and grows with the root of a large one. Errors and
-bits are estimated on a sample of neighbouring values.
+bits are estimated on a sample of neighbouring values, unless it misses most of the energy.
 """
 
 import math
@@ -60,6 +60,8 @@ DENSITY_MAX: Final = 0.5
 _FED_BACK_ERROR_MAX: Final = 0.85
 _SAMPLE_RUNS: Final = 64
 _SAMPLE: Final = _SAMPLE_RUNS * CHUNK
+# Of the energy that its share of the values would have; a fair sample misses this next to never.
+_SAMPLE_ENERGY_MIN: Final = 0.25
 _STEPS_SR: Final = tuple(2.0 ** (quarter / 4.0) for quarter in range(-4, 29))
 _STEPS_ECQ: Final = tuple(eighth / 8.0 for eighth in range(4, 37))
 _STEPS_CHAIN: Final = tuple(2.0 ** (eighth / 8.0) for eighth in range(-16, 57))
@@ -214,14 +216,20 @@ def choose(
         yield [_link(flat) for flat in flats]
         return
     tensors = [_tensor(flat, feedback=feedback) for flat in flats]
-    growth, last = 1.0, None
-    while rule.error_max * growth <= _ERROR_CEILING:
+    growth, last, untried = 1.0, None, False
+    # Dense tensors begin at a bound of their own, which has as far to grow.
+    while min(rule.error_max, DENSE_ERROR_MAX) * growth <= _ERROR_CEILING:
         chosen = [tensor.cheapest(rule.error_max, growth) for tensor in tensors]
-        bits = sum(option.bits for option in chosen)
-        if chosen != last and (rule.fits(int(bits / 8.0)) or last is None):
-            yield [option.codec for option in chosen]
+        if chosen != last:
+            bits = sum(option.bits for option in chosen)
+            untried = last is not None and not rule.fits(int(bits / 8.0))
+            if not untried:
+                yield [option.codec for option in chosen]
         last = chosen
         growth *= _ERROR_GROWTH
+    if last is not None and untried:
+        # Estimated, not even this fits; zstd has the last word.
+        yield [option.codec for option in last]
 
 
 def _tensor(values: Flat, *, feedback: bool) -> _Tensor:
@@ -231,8 +239,8 @@ def _tensor(values: Flat, *, feedback: bool) -> _Tensor:
         return _Tensor(_Option(ecq_sr(), 0.0, 0.0))
     if values.size <= _SMALL:
         return _Tensor(exact)
-    # In units of the whole tensor's rms, as steps are: a sample may miss the outliers.
-    sample = _sample(values) / unit
+    # In units of the whole tensor's rms, as steps are.
+    sample = _sample(values, unit)
     magnitudes = np.abs(sample)
     stochastic = _Family(_STEPS_SR, lambda step: _stochastic(magnitudes, step, values.size))
     density = float(np.mean(magnitudes, dtype=np.float64)) ** 2
@@ -255,19 +263,26 @@ def _link(values: Flat) -> Codec:
         return ecq()
     if values.size <= _SMALL:
         return CODECS["f16"]
-    magnitudes = np.abs(_sample(values) / unit)
+    magnitudes = np.abs(_sample(values, unit))
     family = _Family(_STEPS_CHAIN, lambda step: _nearest(magnitudes, step, values.size))
     small = values.size < _DENSE_SIZE_MIN
     found = family.largest_within(CHAIN_SMALL_ERROR_MAX if small else CHAIN_ERROR_MAX)
     return CODECS["f16"] if found is None else found.codec
 
 
-def _sample(values: Flat) -> Flat:
-    """All values, or runs of neighbours from all over the tensor."""
-    if values.size <= _SAMPLE:
-        return values
-    starts = np.linspace(0, values.size - CHUNK, _SAMPLE_RUNS).astype(np.int64)
-    return np.concatenate([values[start : start + CHUNK] for start in starts])
+def _sample(values: Flat, unit: np.float32) -> Flat:
+    """All values over `unit`, their rms, or runs of neighbours from all over the tensor.
+
+    Where few rows change, as of an embedding, runs may miss nearly all that there is, or all: then
+    they say nothing of the error, and all values are looked at.
+    """
+    if values.size > _SAMPLE:
+        starts = np.linspace(0, values.size - CHUNK, _SAMPLE_RUNS).astype(np.int64)
+        runs = np.concatenate([values[start : start + CHUNK] for start in starts])
+        some: Flat = np.divide(runs, unit, dtype=np.float32)
+        if float(np.mean(np.square(some), dtype=np.float64)) >= _SAMPLE_ENERGY_MIN:
+            return some
+    return np.divide(values, unit, dtype=np.float32)
 
 
 def _stochastic(scaled: Flat, step: float, size: int) -> _Option:

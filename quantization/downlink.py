@@ -44,7 +44,8 @@ class DownlinkChain:
 
     Args:
         schema: of the shared part.
-        codec: a codec's name, with or without a number; `auto` is `ecq`, a step for each tensor.
+        codec: a codec's name, with or without a number; `auto` is `ecq`, a step for each
+            tensor, and `f16` for those of a few values.
 
     Raises:
         LocalProtocolError: no such codec.

@@ -148,9 +148,9 @@ class Manifest:
         converted: Tensors = {}
         parts: dict[str, Part] = {}
         for name, value in self.tensors.items():
-            if not name or len(name) > limits.NAME_CHARS_MAX:
+            if not name or len(name) > limits.NAME_CHARS_MAX or "\0" in name:
                 raise ManifestError(
-                    f"tensor name {name!r}: 1 to {limits.NAME_CHARS_MAX} characters"
+                    f"tensor name {name!r}: 1 to {limits.NAME_CHARS_MAX} characters, none a NUL"
                 )
             given = np.asarray(value)
             if given.ndim > limits.TENSOR_RANK_MAX:

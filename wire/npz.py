@@ -1,7 +1,8 @@
 """Named arrays in an `.npz` file: what `numpy.savez` writes, without its pickles.
 
 NumPy's own functions take names as keyword arguments, so that an array cannot be called `file`, and
-mix up `x` and `x.npy`. These take any name, and write the same bytes for the same arrays.
+mix up `x` and `x.npy`. These take any name without a NUL, and write the same bytes for the same
+arrays.
 """
 
 import io
@@ -64,11 +65,17 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> NDA
 
 
 def write(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays, uncompressed; none of Python objects."""
+    """Write arrays, uncompressed; none of Python objects.
+
+    Raises:
+        NpzError: a name that a zip cannot have: it ends at a NUL.
+    """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             # A date of its own would make other bytes each time.
             member = zipfile.ZipInfo(name + _SUFFIX)
+            if "\0" in name:
+                raise NpzError(f"{name!r}: an .npz has no names with a NUL")
             with archive.open(member, "w", force_zip64=True) as stream:
                 npy.write_array(stream, np.asanyarray(array), allow_pickle=False)
 

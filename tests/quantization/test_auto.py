@@ -169,3 +169,30 @@ def test_a_model_without_values_needs_no_choice() -> None:
         payload = encode("auto", tensors_of(made, bell(1)), made, seed=1)
         assert decode(payload, made).keys() == {spec.name for spec in made.tensors}
     assert set(CODECS) >= {"f16", "ecq_sr", "eden"}
+
+
+def test_a_budget_is_refused_for_the_fewest_bytes_and_not_for_the_most() -> None:
+    made = flat_schema(DENSE.size)
+    least = len(encode("auto:1e6:100000", {"t0": SPARSE}, made, seed=0))
+    for feedback in (False, True):
+        with pytest.raises(PayloadBudgetError) as refused:
+            encode("auto:7:20", {"t0": SPARSE}, made, seed=0, feedback=feedback)
+        assert f"takes {least} bytes" in str(refused.value)
+    assert len(encode(f"auto:7:{least}", {"t0": SPARSE}, made, seed=0)) <= least
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_a_budget_reaches_dense_tensors_whatever_the_error_that_was_asked_for(
+    feedback: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    made = flat_schema(DENSE.size)
+    payload = encode("auto:1e6:400", {"t0": DENSE}, made, seed=0, feedback=feedback)
+    assert len(payload) <= 400
+
+
+def test_rows_that_the_sample_misses_are_looked_at() -> None:
+    """As of an embedding: 20 of 4,000 rows of 64 have changed, none of them in the sample."""
+    rows = np.zeros((4_000, 64), np.float32)
+    rows[8:28] = DENSE[: 20 * 64].reshape(20, 64)
+    values = rows.ravel()
+    assert error_of(values, AutoRule(0.5)) < 0.5

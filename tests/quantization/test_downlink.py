@@ -201,3 +201,17 @@ def test_auto_on_the_way_down_is_ecq_and_its_error_is_fed_back() -> None:
 def test_a_codec_that_does_not_exist_is_our_own_mistake(spec: str) -> None:
     with pytest.raises(LocalProtocolError, match="codec"):
         DownlinkChain(SCHEMA, spec)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-30, 1e-3])
+def test_a_change_that_the_sample_misses_arrives(noise: float) -> None:
+    """As of an embedding: 20 of 4,000 rows of 64 have changed, none of them in the sample."""
+    made = schema((4_000, 64))
+    rows = heavy(4_000 * 64, 5).reshape(4_000, 64) * np.float32(noise)
+    rows[8:28] = bell(20 * 64, 6).reshape(20, 64)
+    exact = {"t0": rows}
+    _payload, state = DownlinkChain(made).advance(
+        ChainState(0, made.zeros(), made.zeros()), exact, seed=1
+    )
+    left = float(np.sum(np.square(rows - state.served["t0"], dtype=np.float64)))
+    assert left < 0.65 * float(np.sum(np.square(rows, dtype=np.float64)))

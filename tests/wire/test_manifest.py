@@ -194,6 +194,7 @@ def test_a_manifest_converts_to_float32_and_keeps_shapes_and_order() -> None:
         ({"n": np.array(3)}, {}, "no tensor is shared"),
         ({"w": np.ones(1)}, {"w": "frozen"}, "no tensor is shared"),
         ({"x": np.ones(1)}, {"y": "frozen"}, "do not exist"),
+        ({"x\0y": np.ones(1)}, {}, "none a NUL"),
         ({f"t{i}": np.ones(1) for i in range(limits.TENSORS_MAX + 1)}, {}, "4097 tensors"),
     ],
 )

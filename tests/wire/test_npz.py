@@ -103,3 +103,8 @@ def test_every_damaged_byte_is_a_typed_error_or_changes_nothing() -> None:
             continue
         if set(read) == {"x"}:
             np.testing.assert_array_equal(read["x"], [0, 1, 2])
+
+
+def test_names_that_a_zip_would_cut_off_are_refused() -> None:
+    with pytest.raises(npz.NpzError, match="NUL"):
+        npz.to_bytes({"a\0b": np.zeros(1), "a\0c": np.ones(1)})
