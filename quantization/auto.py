@@ -50,7 +50,7 @@ from quantization.rotation import CHUNK, rotate
 from quantization.stages import Flat, rms
 from wire.errors import LocalProtocolError
 
-ERROR_MAX_DEFAULT: Final = 7.0
+ERROR_MAX_DEFAULT: Final = 3.0
 COHORT_DEFAULT: Final = 10
 DENSE_ERROR_MAX: Final = 0.65
 CHAIN_ERROR_MAX: Final = 0.6

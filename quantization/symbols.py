@@ -177,8 +177,10 @@ def _unpack_gaps(mode: int, squeezed: bytes, plain: bytes, size: int) -> Unpacke
         raise RemoteProtocolError("gaps lead out of the block, or nowhere")
     if skips:
         positions, tokens = positions[kept], tokens[kept]
-    # 1 for a bit of 0, -1 for a bit of 1.
-    symbols = np.int16(1) - np.int16(2) * _bits(plain, positions.size).view(np.int8)
+    # 1 for a bit of 0, -1 for a bit of 1; int16 said aloud, which NumPy 1 makes int8 of a product.
+    symbols = _bits(plain, positions.size).astype(np.int16)
+    symbols *= -2
+    symbols += 1
     large = np.flatnonzero(tokens >= _LARGE)
     if large.size:
         magnitudes = rest.astype(np.uint16) if width == 1 else _from_planes(rest)

@@ -30,13 +30,13 @@ def codec_asked(loopback: Loopback) -> str:
 def test_rounds_are_played_with_every_codec(tmp_path: Path, codec: str) -> None:
     loopback = play(tmp_path, Uplink(codec))
     assert loopback.coordinator.models.version == 3
-    assert codec_asked(loopback) == ("auto:2.8" if codec == "auto" else codec)
+    assert codec_asked(loopback) == ("auto:1.2" if codec == "auto" else codec)
     assert loopback.incidents() == {}
 
 
 def test_a_bound_on_bytes_reaches_the_devices_and_they_keep_to_it(tmp_path: Path) -> None:
     free, bound = play(tmp_path / "free", Uplink()), play(tmp_path / "bound", Uplink("auto", 45))
-    assert codec_asked(bound) == "auto:2.8:45"
+    assert codec_asked(bound) == "auto:1.2:45"
     sizes = [
         [row.payload_bytes for row in run.coordinator.store.updates()] for run in (free, bound)
     ]

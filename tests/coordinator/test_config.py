@@ -127,9 +127,9 @@ def test_the_defaults_of_the_manual() -> None:
 @pytest.mark.parametrize(
     ("uplink", "cohort", "spec"),
     [
-        (Uplink(), 10, "auto:7"),
-        (Uplink(), 40, "auto:14"),
-        (Uplink(payload_bytes_max=900), 10, "auto:7:900"),
+        (Uplink(), 10, "auto:3"),
+        (Uplink(), 40, "auto:6"),
+        (Uplink(payload_bytes_max=900), 10, "auto:3:900"),
         (Uplink("auto:0.25"), 40, "auto:0.25"),
         (Uplink("auto:0.25", 900), 40, "auto:0.25:900"),
         (Uplink("auto:0.25:800"), 40, "auto:0.25:800"),

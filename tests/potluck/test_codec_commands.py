@@ -81,15 +81,15 @@ def test_what_is_encoded_can_be_decoded_and_the_figures_are_right(
 
 def test_auto_says_what_it_chose_and_keeps_to_its_bounds(source: Path, capsys: Capture) -> None:
     free = encode(capsys, source, "auto")
-    assert free["codec"] == "auto:7"
+    assert free["codec"] == "auto:3"
     assert (free["codecs"]["sparse"], free["codecs"]["dense"]) == ("ecq_sr", "eden")
     many = encode(capsys, source, "auto", "--cohort", "160")
-    assert many["codec"] == "auto:28"
+    assert many["codec"] == "auto:12"
     assert many["bytes"] < free["bytes"]
     bound = encode(capsys, source, "auto", "--bytes-max", "300")
     assert bound["payload_bytes"] <= 300
     link = encode(capsys, source, "auto", "--link-rate", "100", "--seconds", "2.5")
-    assert link["codec"] == "auto:7:250"
+    assert link["codec"] == "auto:3:250"
     assert link["payload_bytes"] <= 250
 
 
