@@ -15,7 +15,7 @@ from quantization import (
     AutoRule,
     Container,
     PayloadBudgetError,
-    check_spec,
+    check_container_spec,
     name_of,
     open_container,
     pack_container,
@@ -131,7 +131,7 @@ def run_encode(arguments: argparse.Namespace) -> int:
 
 def _rule(arguments: argparse.Namespace) -> tuple[str, AutoRule | None]:
     """The codec as it was asked for, and what `auto` aims at; None with another codec."""
-    spec = check_spec(arguments.codec)
+    spec = check_container_spec(arguments.codec)
     numbers = spec.count(":")
     bounds = {
         "--bytes-max": arguments.bytes_max,

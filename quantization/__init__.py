@@ -17,7 +17,12 @@ from quantization.codecs import (
     keeps_residual,
     name_of,
 )
-from quantization.container import Container, open_container, pack_container
+from quantization.container import (
+    Container,
+    check_container_spec,
+    open_container,
+    pack_container,
+)
 from quantization.downlink import CatchUp, ChainState, DownlinkChain, resolve_downlink
 from quantization.feedback import encode_with_feedback
 from quantization.payload import Payload, PieceValues, codec_of, decode, encode, payload_bytes_max
@@ -39,6 +44,7 @@ __all__ = [
     "SecaggInt",
     "Step",
     "apply_bundle",
+    "check_container_spec",
     "check_spec",
     "codec_of",
     "decode",

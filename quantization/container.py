@@ -5,8 +5,9 @@
     1      version, 1
     4      bytes of the description, u32
     4      CRC-32 of the description
-    ...    description, canonical MessagePack: the schema, as its digest is taken of it, and dtypes
-    ...    payload, up to the end
+    ...    description, canonical MessagePack: the schema, as its digest is taken of it, dtypes, and
+           of `secagg_int` its parameters (`sum_of_one`)
+    ...    payload, up to the end; of `secagg_int` packed words
 
 On the wire both sides know the schema; here it comes out of a file that may be anybody's, so it is
 held against every bound before anything of its size is allocated. Tensors come back in the dtype
@@ -24,7 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantization.auto import AutoRule
+from quantization.codecs import check_spec, name_of
 from quantization.payload import Payload, codec_of, decode, encode
+from quantization.sum_of_one import (
+    SECAGG_INT,
+    Words,
+    check_words,
+    decode_words,
+    encode_words,
+    share_in,
+)
 from wire import Schema, Tensors, TensorSpec
 from wire.errors import (
     DigestMismatchError,
@@ -49,9 +59,10 @@ DTYPES: Final = frozenset(
 _HEAD: Final = struct.Struct("<4sBII")
 
 
-class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     schema: Schema
     dtypes: tuple[str, ...]
+    words: Words | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,7 @@ class Container:
         codec: what the sender was asked for.
         codecs: the codec of each tensor by name; None for one without values.
         payload: what would travel.
+        words: how it is read if the codec is `secagg_int`, else None.
     """
 
     schema: Schema
@@ -71,6 +83,7 @@ class Container:
     codec: str
     codecs: dict[str, str | None]
     payload: bytes
+    words: Words | None = None
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Fresh arrays in the dtypes that they had.
@@ -79,7 +92,7 @@ class Container:
             RemoteProtocolError: or the subclass that names what was wrong.
             LocalProtocolError: a tensor is bfloat16, and the package that knows it is not here.
         """
-        decoded = decode(self.payload, self.schema)
+        decoded = _decode(self.payload, self.schema, self.words)
         return {name: restore(name, decoded[name], self.dtypes[name]) for name in decoded}
 
 
@@ -89,7 +102,7 @@ def pack_container(
     """Arrays of any float, integer or bool dtype to a container.
 
     Args:
-        spec: see `encode`.
+        spec: see `check_container_spec`.
         arrays: in their order; in any byte order, which is not kept.
         seed: see `encode`.
         rule: see `encode`.
@@ -110,11 +123,15 @@ def pack_container(
     schema = Schema(tuple(TensorSpec(name, array.shape) for name, array in arrays.items()))
     check_schema(schema)
     tensors: Tensors = {name: as_float32(name, array) for name, array in arrays.items()}
-    payload = encode(spec, tensors, schema, seed=seed, rule=rule)
+    words = None
+    if name_of(spec) == SECAGG_INT:
+        words, payload = encode_words(spec, tensors, schema, seed)
+    else:
+        payload = encode(spec, tensors, schema, seed=seed, rule=rule)
     dtypes = tuple(array.dtype.name for array in arrays.values())
     if set(dtypes) - {"float32", "float64", BFLOAT16}:
         # Rounding may go up: better said here than to whoever reads it.
-        for name, values in decode(payload, schema).items():
+        for name, values in _decode(payload, schema, words).items():
             try:
                 restore(name, values, arrays[name].dtype.name)
             except NotFiniteError as error:
@@ -122,7 +139,7 @@ def pack_container(
                     f"{name}: {spec} makes values of it that {arrays[name].dtype} has not; take a"
                     " finer codec, or make it float32"
                 ) from error
-    description = msgspec.msgpack.encode(_Description(schema, dtypes))
+    description = msgspec.msgpack.encode(_Description(schema, dtypes, words))
     head = _HEAD.pack(MAGIC, VERSION, len(description), zlib.crc32(description))
     return head + description + payload
 
@@ -133,6 +150,29 @@ def open_container(data: bytes) -> Container:
     Raises:
         RemoteProtocolError: or the subclass that names what was wrong.
     """
+    description, payload = _description_of(data)
+    schema = description.schema
+    codecs: tuple[str | None, ...]
+    if description.words is not None:
+        check_words(description.words, payload, schema)
+        codec = SECAGG_INT
+        codecs = tuple(SECAGG_INT if tensor.size else None for tensor in schema.tensors)
+    else:
+        codecs = Payload(payload, schema).codecs
+        codec = codec_of(payload)
+    names = [tensor.name for tensor in schema.tensors]
+    return Container(
+        schema,
+        dict(zip(names, description.dtypes, strict=True)),
+        codec,
+        dict(zip(names, codecs, strict=True)),
+        payload,
+        description.words,
+    )
+
+
+def _description_of(data: bytes) -> tuple[_Description, bytes]:
+    """A description that has been held against every bound, and the payload behind it."""
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise RemoteProtocolError("it does not begin with PLUK")
     if len(data) < _HEAD.size:
@@ -157,16 +197,25 @@ def open_container(data: bytes) -> Container:
         raise SchemaMismatchError("dtypes are not those of the tensors")
     if msgspec.msgpack.encode(description) != text:
         raise RemoteProtocolError("the description is not in its canonical form")
-    payload = data[_HEAD.size + size :]
-    names = [tensor.name for tensor in schema.tensors]
-    codecs = Payload(payload, schema).codecs
-    return Container(
-        schema,
-        dict(zip(names, description.dtypes, strict=True)),
-        codec_of(payload),
-        dict(zip(names, codecs, strict=True)),
-        payload,
-    )
+    return description, data[_HEAD.size + size :]
+
+
+def check_container_spec(spec: str) -> str:
+    """A codec that a container can have, if it is one: any codec's, or `secagg_int[:SHARE]`.
+
+    Raises:
+        LocalProtocolError: it is not.
+    """
+    if name_of(spec) != SECAGG_INT:
+        return check_spec(spec)
+    share_in(spec)
+    return spec
+
+
+def _decode(payload: bytes, schema: Schema, words: Words | None) -> Tensors:
+    if words is None:
+        return decode(payload, schema)
+    return decode_words(words, payload, schema)
 
 
 def restore(name: str, values: NDArray[np.float32], dtype: str) -> NDArray[Any]:

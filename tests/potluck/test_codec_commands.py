@@ -52,7 +52,9 @@ def encode(capsys: Capture, source: Path, codec: str, *more: str) -> dict[str, A
     return run(capsys, "codec", "encode", "--codec", codec, "--in", source, "--out", target, *more)
 
 
-@pytest.mark.parametrize("codec", [*CODEC_NAMES, "ecq_sr:16", "auto:0.5", "auto:0.5:900"])
+@pytest.mark.parametrize(
+    "codec", [*CODEC_NAMES, "ecq_sr:16", "auto:0.5", "auto:0.5:900", "secagg_int"]
+)
 def test_what_is_encoded_can_be_decoded_and_the_figures_are_right(
     source: Path, capsys: Capture, codec: str
 ) -> None:

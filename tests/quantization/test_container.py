@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quantization import CODEC_NAMES, open_container, pack_container
 from quantization.container import DTYPES
-from wire import PotluckError, RemoteProtocolError, limits
+from wire import LocalProtocolError, PotluckError, RemoteProtocolError, limits
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -214,3 +214,97 @@ def test_bytes_of_any_kind_are_a_typed_error(data: bytes) -> None:
     ):
         with pytest.raises(RemoteProtocolError):
             open_container(whole)
+
+
+# -- secagg_int ------------------------------------------------------------------------------------
+
+
+def test_words_of_one_update_come_back_within_a_step() -> None:
+    made: Arrays = {
+        "w": np.linspace(-1, 1, 3_000).reshape(60, 50),
+        "b": np.array(0.5, np.float32),
+    }
+    container = open_container(pack_container("secagg_int", made, seed=3))
+    assert container.codec == "secagg_int"
+    assert container.codecs == {"w": "secagg_int", "b": "secagg_int"}
+    assert len(container.payload) == 3_001
+    decoded = container.tensors()
+    lost = sum(float(np.sum(np.square(decoded[name] - made[name]))) for name in made)
+    assert lost < 0.03 * sum(float(np.sum(np.square(x))) for x in made.values())
+
+
+def test_the_mean_of_words_is_the_update_whatever_the_share() -> None:
+    values = np.random.default_rng(1).standard_normal(400)
+    made = {"x": values}
+    back = [
+        open_container(pack_container("secagg_int:0.25", made, seed=seed)).tensors()["x"]
+        for seed in range(400)
+    ]
+    error = np.linalg.norm(np.mean(back, axis=0) - values) / np.linalg.norm(values)
+    assert error < 3.0 * np.sqrt(3.1 / 400)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros(9, np.float32), np.zeros((0, 2)), np.array(1e-45, np.float32), np.array(3)]
+)
+def test_words_of_next_to_nothing_come_back(array: NDArray[Any]) -> None:
+    back = open_container(pack_container("secagg_int", {"x": array}, seed=0)).tensors()["x"]
+    assert (back.shape, back.dtype) == (array.shape, array.dtype)
+    np.testing.assert_allclose(back, array, rtol=0.5, atol=1e-44)
+
+
+@pytest.mark.parametrize("spec", ["secagg_int:2", "secagg_int:0", "secagg_int:", "secagg_int:1:2"])
+def test_a_share_that_is_none_is_our_own_mistake(spec: str) -> None:
+    with pytest.raises(LocalProtocolError):
+        pack_container(spec, {"x": np.ones(3)}, seed=0)
+
+
+def test_words_too_large_to_be_turned_are_refused() -> None:
+    with pytest.raises(PotluckError, match="norm"):
+        pack_container("secagg_int", {"x": np.full(4_000, 1e37, np.float32)}, seed=0)
+
+
+def test_words_that_are_cut_or_flipped_are_refused() -> None:
+    data = pack_container("secagg_int", {"x": np.arange(9.0)}, seed=0)
+    for end in range(len(data)):
+        with pytest.raises(RemoteProtocolError):
+            open_container(data[:end])
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(RemoteProtocolError):
+            open_container(bytes(flipped))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"devices_max": 0},
+        {"devices_max": 2**40},
+        {"clip_norm": float("nan")},
+        {"clip_norm": -1.0},
+        {"clip_norm": 1e300},
+        {"modulus_bits": 64},
+        {"modulus_bits": 3},
+        {"modulus_bits": 16},
+        {"keep_fraction": 0.0},
+        {"keep_fraction": 1e-9},
+        {"round_seed": "0"},
+        {"check": 1},
+    ],
+)
+def test_parameters_of_words_that_lie_are_refused(change: dict[str, Any]) -> None:
+    payload = bytes([1] * 5)
+    words = {
+        "round_seed": 0,
+        "devices_max": 10,
+        "clip_norm": 1.0,
+        "modulus_bits": 8,
+        "keep_fraction": 1.0,
+        "check": zlib.crc32(payload),
+    }
+    description = described([tensor(shape=(5,), part="personal")], ["float32"])
+    good = with_description(description | {"words": words}, payload)
+    assert open_container(good).tensors()["x"].shape == (5,)
+    with pytest.raises(RemoteProtocolError):
+        open_container(with_description(description | {"words": words | change}, payload)).tensors()
