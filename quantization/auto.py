@@ -13,6 +13,7 @@ one value. `potluck bench codec` has the runs behind the two cases:
   code is small. But an error that is fed back is only late: `ecq`, with the largest step whose
   error is within its own bound. It has to stay well below 1, or residuals grow. Where the device
   keeps no residual (its update is clipped, say): `eden`, unbiased, at that bound.
+- Tensors of less than 256 values, biases mostly: `ecq_sr` at half their energy. They cost little.
 
 Errors are E|q(x) - x|^2 / |x|^2, known before anything is sent:
 
@@ -55,6 +56,7 @@ COHORT_DEFAULT: Final = 10
 DENSE_ERROR_MAX: Final = 0.65
 CHAIN_ERROR_MAX: Final = 0.6
 CHAIN_SMALL_ERROR_MAX: Final = 0.1
+FEW_ERROR_MAX: Final = 0.5
 DENSITY_MAX: Final = 0.5
 # Past this a residual grows from round to round: a run with 0.98 fell apart.
 _FED_BACK_ERROR_MAX: Final = 0.85
@@ -70,6 +72,8 @@ _ERROR_GROWTH: Final = 2.0**0.25
 _ERROR_CEILING: Final = 1e6
 # A tensor this small costs less as floats than the numbers of a codec do.
 _SMALL: Final = 4
+# Biases and the like: to send them well costs next to nothing.
+_FEW: Final = 256
 # Below this no tensor is worth a residual, whatever its density.
 _DENSE_SIZE_MIN: Final = 1_024
 
@@ -84,7 +88,7 @@ class AutoRule:
 
     Attributes:
         error_max: |q(x) - x|^2 / |x|^2 that a sparse tensor of density 1 / 4 may have in the mean;
-            a dense one at most this, and at most `DENSE_ERROR_MAX`.
+            a dense one at most this and `DENSE_ERROR_MAX`, one of few values `FEW_ERROR_MAX`.
         payload_bytes_max: what a payload may have at the most, whatever the error; 0 for no bound.
         chain: whether it is a step of the chain on the way down, which nothing averages: then the
             nearest levels for every tensor, within `CHAIN_ERROR_MAX`, small tensors much closer.
@@ -176,21 +180,20 @@ class _Tensor:
     Attributes:
         exact: when nothing else is good enough.
         families: the codecs that suit it.
-        dense: see the module.
-        lenience: of the bound on errors, 1 at a density of 1 / 4.
+        lenience: of the rule's bound on errors, 1 at a density of 1 / 4 and where it does not matter.
+        error_max: a bound of its own.
         coarse: for a budget that no error within reason meets.
     """
 
     exact: _Option
     families: tuple[_Family, ...] = ()
-    dense: bool = False
     lenience: float = 1.0
+    error_max: float = math.inf
     coarse: tuple[_Family, ...] = ()
 
     def cheapest(self, error: float, growth: float) -> _Option:
         """The fewest bits at an error; `growth` is how far a budget has raised it."""
-        bound = min(error, DENSE_ERROR_MAX) if self.dense else error * self.lenience
-        bound *= growth
+        bound = min(error * self.lenience, self.error_max) * growth
         families = self.families + (self.coarse if growth > 1.0 and bound > 1.0 else ())
         found = [family.largest_within(bound) for family in families]
         return min(
@@ -245,15 +248,18 @@ def _tensor(values: Flat, *, feedback: bool) -> _Tensor:
     stochastic = _Family(_STEPS_SR, lambda step: _stochastic(magnitudes, step, values.size))
     density = float(np.mean(magnitudes, dtype=np.float64)) ** 2
     if values.size < _DENSE_SIZE_MIN or density <= DENSITY_MAX:
-        return _Tensor(exact, (stochastic,), lenience=2.0 * math.sqrt(density))
+        few = values.size < _FEW
+        return _Tensor(
+            exact, (stochastic,), 2.0 * math.sqrt(density), FEW_ERROR_MAX if few else math.inf
+        )
     turned = rotate(sample, 0)
     unbiased = _Family(_STEPS_EDEN, lambda step: _eden(turned, step, values.size))
     if not feedback:
-        return _Tensor(exact, (unbiased,), dense=True, coarse=(stochastic,))
+        return _Tensor(exact, (unbiased,), error_max=DENSE_ERROR_MAX, coarse=(stochastic,))
     nearest = _Family(
         _STEPS_ECQ, lambda step: _nearest(magnitudes, step, values.size), _FED_BACK_ERROR_MAX
     )
-    return _Tensor(exact, (nearest,), dense=True, coarse=(unbiased, stochastic))
+    return _Tensor(exact, (nearest,), error_max=DENSE_ERROR_MAX, coarse=(unbiased, stochastic))
 
 
 def _link(values: Flat) -> Codec:
