@@ -180,7 +180,7 @@ class _Tensor:
     Attributes:
         exact: when nothing else is good enough.
         families: the codecs that suit it.
-        lenience: of the rule's bound on errors, 1 at a density of 1 / 4 and where it does not matter.
+        lenience: of the bound on errors, 1 at a density of 1 / 4, and where it does not matter.
         error_max: a bound of its own.
         coarse: for a budget that no error within reason meets.
     """
