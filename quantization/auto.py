@@ -12,7 +12,8 @@ one value. `potluck bench codec` has the runs behind the two cases:
 - *Dense*: every value says a little, noise as strong as the signal costs points, and no unbiased
   code is small. But an error that is fed back is only late: `ecq`, with the largest step whose
   error is within its own bound. It has to stay well below 1, or residuals grow. Where the device
-  keeps no residual (its update is clipped, say): `eden`, unbiased, at that bound.
+  keeps no residual (its update is clipped, say): `eden`, unbiased, at that bound. Where most
+  values of a model are in dense tensors, noise in the others costs points too: all count as dense.
 - Tensors of less than 256 values, biases mostly: `ecq_sr` at half their energy. They cost little.
 
 Errors are E|q(x) - x|^2 / |x|^2, known before anything is sent:
@@ -58,6 +59,7 @@ CHAIN_ERROR_MAX: Final = 0.6
 CHAIN_SMALL_ERROR_MAX: Final = 0.1
 FEW_ERROR_MAX: Final = 0.5
 DENSITY_MAX: Final = 0.5
+DENSE_SHARE_MIN: Final = 0.5
 # Past this a residual grows from round to round: a run with 0.98 fell apart.
 _FED_BACK_ERROR_MAX: Final = 0.85
 _SAMPLE_RUNS: Final = 64
@@ -65,7 +67,7 @@ _SAMPLE: Final = _SAMPLE_RUNS * CHUNK
 # Of the energy that its share of the values would have; a fair sample misses this next to never.
 _SAMPLE_ENERGY_MIN: Final = 0.25
 _STEPS_SR: Final = tuple(2.0 ** (quarter / 4.0) for quarter in range(-4, 29))
-_STEPS_ECQ: Final = tuple(eighth / 8.0 for eighth in range(4, 37))
+_STEPS_ECQ: Final = tuple(2.0 ** (eighth / 8.0) for eighth in range(-8, 57))
 _STEPS_CHAIN: Final = tuple(2.0 ** (eighth / 8.0) for eighth in range(-16, 57))
 _STEPS_EDEN: Final = tuple(quarter / 4.0 for quarter in range(2, 19))
 _ERROR_GROWTH: Final = 2.0**0.25
@@ -218,7 +220,10 @@ def choose(
     if rule.chain:
         yield [_link(flat) for flat in flats]
         return
-    tensors = [_tensor(flat, feedback=feedback) for flat in flats]
+    looks = [_look(flat) for flat in flats]
+    in_dense = sum(look.size for look in looks if look.is_dense)
+    mostly = in_dense >= DENSE_SHARE_MIN * sum(look.size for look in looks)
+    tensors = [_tensor(look, dense=look.is_dense or mostly, feedback=feedback) for look in looks]
     growth, last, untried = 1.0, None, False
     # Dense tensors begin at a bound of their own, which has as far to grow.
     while min(rule.error_max, DENSE_ERROR_MAX) * growth <= _ERROR_CEILING:
@@ -235,29 +240,53 @@ def choose(
         yield [option.codec for option in last]
 
 
-def _tensor(values: Flat, *, feedback: bool) -> _Tensor:
-    exact = _Option(CODECS["f16"], 0.0, 16.0 * values.size)
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is known of a tensor before a codec is chosen: all in units of its rms, as steps are.
+
+    Attributes:
+        size: in values.
+        sample: some of them; see `_sample`.
+        density: see the module; 0 of a tensor too small for it to matter.
+    """
+
+    size: int
+    sample: Flat
+    density: float
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether its own values say so."""
+        return self.size >= _DENSE_SIZE_MIN and self.density > DENSITY_MAX
+
+
+def _look(values: Flat) -> _Look:
     unit = np.float32(rms(values))
     if unit == 0.0:
-        return _Tensor(_Option(ecq_sr(), 0.0, 0.0))
-    if values.size <= _SMALL:
-        return _Tensor(exact)
-    # In units of the whole tensor's rms, as steps are.
+        return _Look(values.size, np.empty(0, np.float32), 0.0)
     sample = _sample(values, unit)
-    magnitudes = np.abs(sample)
-    stochastic = _Family(_STEPS_SR, lambda step: _stochastic(magnitudes, step, values.size))
-    density = float(np.mean(magnitudes, dtype=np.float64)) ** 2
-    if values.size < _DENSE_SIZE_MIN or density <= DENSITY_MAX:
-        few = values.size < _FEW
-        return _Tensor(
-            exact, (stochastic,), 2.0 * math.sqrt(density), FEW_ERROR_MAX if few else math.inf
-        )
-    turned = rotate(sample, 0)
-    unbiased = _Family(_STEPS_EDEN, lambda step: _eden(turned, step, values.size))
+    return _Look(values.size, sample, float(np.mean(np.abs(sample), dtype=np.float64)) ** 2)
+
+
+def _tensor(look: _Look, *, dense: bool, feedback: bool) -> _Tensor:
+    size = look.size
+    exact = _Option(CODECS["f16"], 0.0, 16.0 * size)
+    if look.sample.size == 0:
+        return _Tensor(_Option(ecq_sr(), 0.0, 0.0))
+    if size <= _SMALL:
+        return _Tensor(exact)
+    magnitudes = np.abs(look.sample)
+    stochastic = _Family(_STEPS_SR, lambda step: _stochastic(magnitudes, step, size))
+    if size < _DENSE_SIZE_MIN or not dense:
+        few = size < _FEW
+        lenience = 2.0 * math.sqrt(look.density)
+        return _Tensor(exact, (stochastic,), lenience, FEW_ERROR_MAX if few else math.inf)
+    turned = rotate(look.sample, 0)
+    unbiased = _Family(_STEPS_EDEN, lambda step: _eden(turned, step, size))
     if not feedback:
         return _Tensor(exact, (unbiased,), error_max=DENSE_ERROR_MAX, coarse=(stochastic,))
     nearest = _Family(
-        _STEPS_ECQ, lambda step: _nearest(magnitudes, step, values.size), _FED_BACK_ERROR_MAX
+        _STEPS_ECQ, lambda step: _nearest(magnitudes, step, size), _FED_BACK_ERROR_MAX
     )
     return _Tensor(exact, (nearest,), error_max=DENSE_ERROR_MAX, coarse=(unbiased, stochastic))
 
