@@ -55,7 +55,7 @@ from wire.errors import LocalProtocolError
 ERROR_MAX_DEFAULT: Final = 3.0
 COHORT_DEFAULT: Final = 10
 DENSE_ERROR_MAX: Final = 0.65
-CHAIN_ERROR_MAX: Final = 0.6
+CHAIN_ERROR_MAX: Final = 0.65
 CHAIN_SMALL_ERROR_MAX: Final = 0.1
 FEW_ERROR_MAX: Final = 0.5
 DENSITY_MAX: Final = 0.5
@@ -138,9 +138,15 @@ class AutoRule:
 
 @dataclass(frozen=True, slots=True)
 class _Option:
+    """A codec for a tensor, its error, and its bits, which are only counted when asked for."""
+
     codec: Codec
     error: float
-    bits: float
+    count_bits: Callable[[], float]
+
+    @property
+    def bits(self) -> float:
+        return self.count_bits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +235,7 @@ def choose(
     while min(rule.error_max, DENSE_ERROR_MAX) * growth <= _ERROR_CEILING:
         chosen = [tensor.cheapest(rule.error_max, growth) for tensor in tensors]
         if chosen != last:
-            bits = sum(option.bits for option in chosen)
-            untried = last is not None and not rule.fits(int(bits / 8.0))
+            untried = last is not None and not rule.fits(_bytes(chosen))
             if not untried:
                 yield [option.codec for option in chosen]
         last = chosen
@@ -270,9 +275,9 @@ def _look(values: Flat) -> _Look:
 
 def _tensor(look: _Look, *, dense: bool, feedback: bool) -> _Tensor:
     size = look.size
-    exact = _Option(CODECS["f16"], 0.0, 16.0 * size)
+    exact = _Option(CODECS["f16"], 0.0, lambda: 16.0 * size)
     if look.sample.size == 0:
-        return _Tensor(_Option(ecq_sr(), 0.0, 0.0))
+        return _Tensor(_Option(ecq_sr(), 0.0, lambda: 0.0))
     if size <= _SMALL:
         return _Tensor(exact)
     magnitudes = np.abs(look.sample)
@@ -300,7 +305,7 @@ def _link(values: Flat) -> Codec:
         return CODECS["f16"]
     magnitudes = np.abs(_sample(values, unit))
     family = _Family(_STEPS_CHAIN, lambda step: _nearest(magnitudes, step, values.size))
-    small = values.size < _DENSE_SIZE_MIN
+    small = values.size < _FEW
     found = family.largest_within(CHAIN_SMALL_ERROR_MAX if small else CHAIN_ERROR_MAX)
     return CODECS["f16"] if found is None else found.codec
 
@@ -325,10 +330,14 @@ def _stochastic(scaled: Flat, step: float, size: int) -> _Option:
     levels = scaled / np.float32(step)
     whole = np.floor(levels)
     part = levels - whole
-    error = float(np.mean(part * (1.0 - part), dtype=np.float64)) * step * step
-    zero = float(np.mean(np.where(whole == 0.0, 1.0 - part, 0.0), dtype=np.float64))
-    large = float(np.mean(np.where(whole >= 1.0, np.where(whole == 1.0, part, 1.0), 0.0)))
-    return _Option(ecq_sr(step), error, _bits(1.0 - zero, large) * size)
+    error = float(np.sum(part * (np.float32(1.0) - part), dtype=np.float64)) / scaled.size
+
+    def bits() -> float:
+        zero = float(np.mean(np.where(whole == 0.0, 1.0 - part, 0.0), dtype=np.float64))
+        large = float(np.mean(np.where(whole >= 1.0, np.where(whole == 1.0, part, 1.0), 0.0)))
+        return _bits(1.0 - zero, large) * size
+
+    return _Option(ecq_sr(step), error * step * step, bits)
 
 
 def _nearest(scaled: Flat, step: float, size: int) -> _Option:
@@ -341,7 +350,7 @@ def _nearest(scaled: Flat, step: float, size: int) -> _Option:
     error = float(np.sum(np.square(scaled - read), dtype=np.float64))
     error /= float(np.sum(np.square(scaled), dtype=np.float64))
     share = float(np.count_nonzero(levels)) / scaled.size
-    return _Option(ecq(step), error, _bits(share, share - count / scaled.size) * size)
+    return _Option(ecq(step), error, lambda: _bits(share, share - count / scaled.size) * size)
 
 
 def _eden(turned: Flat, step: float, size: int) -> _Option:
@@ -359,7 +368,11 @@ def _eden(turned: Flat, step: float, size: int) -> _Option:
     read = np.divide(read, np.square(inner), out=np.zeros(read.size), where=known)
     error = float(np.sum(read - found.energy, where=known)) / float(np.sum(found.energy))
     bits = _bits(share, share - count / turned.size) + 8.0 * found.cut.count / turned.size
-    return _Option(eden(step), error, bits * size)
+    return _Option(eden(step), error, lambda: bits * size)
+
+
+def _bytes(chosen: Sequence[_Option]) -> int:
+    return int(sum(option.bits for option in chosen) / 8.0)
 
 
 def _bits(share: float, large: float) -> float:
