@@ -4,7 +4,7 @@ What a device does not hold it asks for with what it does hold, and what comes i
 or a whole model. Nothing is allocated before an announcement that the schema allows.
 """
 
-from quantization import apply_bundle, payload_bytes_max, unpack_bundle
+import quantization
 from wire import Reassembly, Schema, Tensors, limits, tensors_digest
 from wire.errors import DigestMismatchError, RemoteProtocolError
 from wire.messages import Chunk, FetchRequest, ModelOffer
@@ -60,7 +60,7 @@ class Download:
             if same and self._offer.transfer_id == offer.transfer_id:
                 return
         steps = 1 if offer.from_version < 0 else limits.DELTAS_PER_BUNDLE_MAX
-        bound = steps * (payload_bytes_max(self._schema) + 16) + 16
+        bound = steps * (quantization.payload_bytes_max(self._schema) + 16) + 16
         self._reassembly = Reassembly(
             offer.payload_bytes,
             offer.chunk_bytes,
@@ -91,12 +91,12 @@ class Download:
         """
         if self._offer is None or self._reassembly is None:
             raise RemoteProtocolError("nothing was announced")
-        bundle = unpack_bundle(self._reassembly.payload())
+        bundle = quantization.unpack_bundle(self._reassembly.payload())
         if bundle.from_version not in (-1, self.have_version):
             raise RemoteProtocolError(f"a delta from version {bundle.from_version} is of no use")
         if bundle.steps[-1].version != self.version:
             raise RemoteProtocolError(f"the bundle ends at version {bundle.steps[-1].version}")
-        tensors = apply_bundle(bundle, self._schema, held)
+        tensors = quantization.apply_bundle(bundle, self._schema, held)
         if bytes.fromhex(tensors_digest(self._schema, tensors)) != self.digest:
             raise DigestMismatchError("the model is not the one that was promised")
         return tensors

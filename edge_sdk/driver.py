@@ -11,6 +11,7 @@ import functools
 from collections import Counter, deque
 from collections.abc import Callable
 
+import quantization
 from edge_sdk import session as machine
 from edge_sdk.download import Download, digest_of
 from edge_sdk.journal import Enrolment, Journal
@@ -38,7 +39,6 @@ from edge_sdk.signals import (
 )
 from edge_sdk.trainer import Model, Trainer, read_only
 from edge_sdk.work import RESIDUAL_ROUNDS_MAX, StartWork, TrainingWork
-from quantization import CODEC_NAMES, keeps_residual
 from wire import (
     CancelWake,
     Crypto,
@@ -140,7 +140,7 @@ class DeviceDriver:
             federation=self._up.scope,
             device=self._up.device,
             device_class=device_class,
-            codecs=CODEC_NAMES,
+            codecs=quantization.CODEC_NAMES,
             held_version=kept.held_version if self._load(kept.held_version) else 0,
             released_version=released,
             last_round=kept.last_round,
@@ -392,7 +392,7 @@ class DeviceDriver:
         # Left out of an update that is long past, it is about a model that is gone.
         since = effect.round - self.session.last_round
         fresh = self.session.last_round == 0 or since <= RESIDUAL_ROUNDS_MAX
-        keeps = fresh and keeps_residual(effect.codec)
+        keeps = fresh and quantization.keeps_residual(effect.codec)
         self._work = TrainingWork(
             order=effect,
             manifest=self.manifest,

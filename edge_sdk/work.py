@@ -12,18 +12,10 @@ from typing import Final
 
 import numpy as np
 
+import quantization
 from edge_sdk.signals import SealedUpdate, Train, Trained, TrainingFailed
 from edge_sdk.trainer import EvalResult, Model, Trainer, TrainingStoppedError, TrainResult
 from privacy import clip_l2
-from quantization import (
-    AUTO,
-    PayloadBudgetError,
-    check_spec,
-    encode,
-    encode_with_feedback,
-    keeps_residual,
-    name_of,
-)
 from wire import LocalProtocolError, Manifest, Tensors, limits
 from wire.errors import NotFiniteError, RemoteProtocolError, SchemaMismatchError
 
@@ -73,7 +65,7 @@ class TrainingWork:
             reason = "stopped"
         except MemoryError:
             reason = "out_of_memory"
-        except PayloadBudgetError as error:
+        except quantization.PayloadBudgetError as error:
             reason, detail = "payload_budget", str(error)
         except RemoteProtocolError as error:
             # The trainer returned what the wire would refuse: the wire's own word for it.
@@ -87,7 +79,7 @@ class TrainingWork:
     def _run(self) -> Trained | TrainingFailed:
         order = self.order
         try:
-            codec = check_spec(order.codec)
+            codec = quantization.check_spec(order.codec)
         except LocalProtocolError:
             return TrainingFailed(order.round, "unknown_codec", order.codec[:_DETAIL_CHARS])
         trainer = self.make_trainer()
@@ -103,13 +95,14 @@ class TrainingWork:
         seed = int.from_bytes(order.update_id[:8], "little")
         schema = self.manifest.schema.shared
         # With a clip nothing is fed back: what is sent would be longer than the clip allows.
-        keeps = keeps_residual(codec) and (self.comes_often or name_of(codec) != AUTO)
+        named = quantization.name_of(codec) != quantization.AUTO
+        keeps = quantization.keeps_residual(codec) and (self.comes_often or named)
         if keeps and order.plan.clip_norm == 0.0:
-            self.payload, self.new_residual = encode_with_feedback(
+            self.payload, self.new_residual = quantization.encode_with_feedback(
                 codec, delta, self.residual, schema, seed=seed
             )
         else:
-            self.payload = encode(codec, delta, schema, seed=seed)
+            self.payload = quantization.encode(codec, delta, schema, seed=seed)
         self.examples_seen = result.num_examples * order.plan.local_epochs
         sealed = SealedUpdate(
             update_id=order.update_id,

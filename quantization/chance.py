@@ -4,6 +4,8 @@ NumPy promises what its generators' distributions give only per version, but a b
 stream for good: everything here is made from `Philox.random_raw` (Salmon et al. 2011)
 and integer arithmetic. A `Purpose` keeps streams of one seed apart. None of this is secret; masks
 and keys come from elsewhere.
+
+Annotations of `np.random` are quoted: NumPy loads it when it is used, an app pays for it then.
 """
 
 from enum import IntEnum
@@ -26,14 +28,14 @@ class Purpose(IntEnum):
     SCALES = 3
 
 
-def stream(seed: int, purpose: Purpose, tensor: int = 0, piece: int = 0) -> np.random.Philox:
+def stream(seed: int, purpose: Purpose, tensor: int = 0, piece: int = 0) -> "np.random.Philox":
     """The bits for one piece of one tensor; each piece can be had without those before it."""
     return np.random.Philox(
         key=(seed & _SEED_MASK) | (int(purpose) << _SEED_BITS), counter=[0, 0, piece, tensor]
     )
 
 
-def uniform(bits: np.random.Philox, size: int) -> NDArray[np.float32]:
+def uniform(bits: "np.random.Philox", size: int) -> NDArray[np.float32]:
     """float32[size] in [0, 1), 24 bits each: all that float32 can tell apart."""
     raw = np.asarray(bits.random_raw(-(-size // 2)), "<u8")
     words = raw.view("<u4")[:size] >> np.uint32(32 - _FRACTION_BITS)
@@ -42,7 +44,7 @@ def uniform(bits: np.random.Philox, size: int) -> NDArray[np.float32]:
     return fractions
 
 
-def signs(bits: np.random.Philox, size: int) -> NDArray[np.float32]:
+def signs(bits: "np.random.Philox", size: int) -> NDArray[np.float32]:
     """float32[size] of -1 and 1, one raw bit each, lowest first."""
     raw = np.asarray(bits.random_raw(-(-size // _SEED_BITS)), "<u8")
     ones = np.unpackbits(raw.view(np.uint8), count=size, bitorder="little").astype(np.float32)
@@ -51,7 +53,7 @@ def signs(bits: np.random.Philox, size: int) -> NDArray[np.float32]:
     return ones
 
 
-def subset(bits: np.random.Philox, size: int, count: int) -> NDArray[np.int64]:
+def subset(bits: "np.random.Philox", size: int, count: int) -> NDArray[np.int64]:
     """`count` of `size` positions, increasing, each subset as likely as any other.
 
     Those with the smallest raw words: a draw without replacement, ties (never seen) by position.
