@@ -6,7 +6,6 @@ order of examples. Bytes are payloads, headers included. Runs are spread over pr
 BLAS thread each.
 """
 
-import functools
 import math
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.federated import Codec, Run, device_of, run
 from benchmarks.secagg_rounds import Words, run_unweighted
-from benchmarks.workloads import workload
+from benchmarks.workloads import LETTERS, workload
 from quantization import (
     AutoRule,
     check_spec,
@@ -29,7 +28,6 @@ from quantization import (
     encode,
     encode_with_feedback,
     keeps_residual,
-    name_of,
     resolve_downlink,
 )
 from wire import Schema, Tensors
@@ -65,7 +63,7 @@ class Outcome(Struct, frozen=True):
         accuracy: mean of the last five rounds, 0 to 1.
         curve: accuracy after each round, smoothed over five.
         bits_per_parameter: of a payload, in the cell's direction.
-        codecs_bytes: bytes of all payloads to the end of each round, in the cell's direction.
+        bytes_by_round: bytes of all payloads to the end of each round, in the cell's direction.
     """
 
     cell: Cell
@@ -279,41 +277,14 @@ def table(made: Sequence[Row]) -> Iterator[str]:
         )
 
 
-@functools.cache
-def letters() -> dict[str, str]:
-    """Short names of workloads, as tables name them."""
-    return {"A": "digits-mlp", "B": "mnist-cnn", "C": "next-char", "W": "next-word"}
-
-
 def workload_of(name: str) -> str:
     """A workload's name, from it or its letter.
 
     Raises:
         LocalProtocolError: there is no such workload.
     """
-    known = letters()
-    found = known.get(name, name)
-    if found not in known.values():
-        choices = ", ".join(f"{letter} ({full})" for letter, full in known.items())
+    found = LETTERS.get(name, name)
+    if found not in LETTERS.values():
+        choices = ", ".join(f"{letter} ({full})" for letter, full in LETTERS.items())
         raise LocalProtocolError(f"workload {name!r} is not one of {choices}")
     return found
-
-
-__all__ = [
-    "DOWNLINKS",
-    "FLOAT32",
-    "SECAGG",
-    "UPLINKS",
-    "Cell",
-    "Outcome",
-    "Row",
-    "cells",
-    "name_of",
-    "one_way",
-    "play",
-    "play_all",
-    "rows",
-    "table",
-    "uplink",
-    "workload_of",
-]

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.workloads import WORKLOADS, Workload, workload
+from benchmarks.workloads import LETTERS, WORKLOADS, Workload, workload
 from wire import PotluckError, Tensors
 
 # From a change of all tensors and a seed: the payload, and what its receiver decodes.
@@ -26,7 +26,6 @@ _ROUNDS_MAX: Final = 2**16
 _DOWNLINK: Final = _DEVICES_MAX - 1
 _DRAW: Final = _DEVICES_MAX - 2
 _FLOAT32_BYTES: Final = 4
-_LETTERS: Final = {"A": "digits-mlp", "B": "mnist-cnn", "C": "next-char", "W": "next-word"}
 _CURVE_POINTS: Final = 8
 _SMOOTH_ROUNDS: Final = 5
 
@@ -162,12 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 2 when a workload cannot be had.
     """
     parser = argparse.ArgumentParser("benchmarks.federated", description="Float32 accuracy curves.")
-    names = sorted((*_LETTERS, *WORKLOADS))
+    names = sorted((*LETTERS, *WORKLOADS))
     parser.add_argument("--workload", choices=names, required=True)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--rounds", type=int, default=None, help="instead of the workload's own")
     options = parser.parse_args(arguments)
-    name = _LETTERS.get(options.workload, options.workload)
+    name = LETTERS.get(options.workload, options.workload)
     try:
         _table(name, range(options.seeds), options.rounds)
     except PotluckError as error:

@@ -20,12 +20,11 @@ from typing import Final
 import numpy as np
 
 from benchmarks.federated import Run, seed_of
-from benchmarks.workloads import Workload, workload
+from benchmarks.workloads import LETTERS, Workload, workload
 from privacy.clip import clip_l2, l2_norm
 from quantization.secagg import SecaggInt
 from wire import PotluckError, Tensors
 
-_LETTERS: Final = {"A": "digits-mlp", "B": "mnist-cnn", "C": "next-char", "W": "next-word"}
 _DRAW: Final = 2**16 - 2
 _ROUND: Final = 2**16 - 3
 _FLOAT32_BYTES: Final = 4
@@ -170,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 2 when a workload cannot be had or the modulus is too small for its cohort.
     """
     parser = argparse.ArgumentParser("benchmarks.secagg_rounds", description="Points lost.")
-    parser.add_argument("--workload", choices=sorted(_LETTERS), required=True)
+    parser.add_argument("--workload", choices=sorted(LETTERS), required=True)
     parser.add_argument("--bits", type=int, required=True, help="of a word")
     parser.add_argument("--keep", type=float, required=True, help="share of the coordinates")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
@@ -178,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     words = Words(options.bits, options.keep)
     try:
-        _table(_LETTERS[options.workload], words, range(options.seeds), options.rounds)
+        _table(LETTERS[options.workload], words, range(options.seeds), options.rounds)
     except PotluckError as error:
         print(error, file=sys.stderr)
         return 2

@@ -26,6 +26,10 @@ from wire import Manifest, Schema, Tensors
 
 DEVICES: Final = 50
 COHORT: Final = 10
+# As tables name them.
+LETTERS: Final = MappingProxyType(
+    {"A": "digits-mlp", "B": "mnist-cnn", "C": "next-char", "W": "next-word"}
+)
 _WORDS: Final = 3_000
 _EVALUATE_BATCH: Final = 100
 _MASK: Final = 2**64 - 1
