@@ -17,7 +17,7 @@ from coordinator.config import FederationConfig
 from coordinator.evaluation import Evaluator, evaluate, pooled_metrics
 from coordinator.leases import Leases
 from coordinator.models import Models
-from coordinator.selection import is_eligible, select
+from coordinator.planner import Planner
 from coordinator.signals import (
     Accepted,
     ClockSet,
@@ -51,8 +51,6 @@ from wire import (
 from wire.messages import Message, Settled
 
 PLAN_AGAIN: Final = "plan_again"
-# How long a round waits for connected devices that are about to speak.
-PATIENCE_S: Final = 2.0
 # Check-ins come in bursts; one look at the leases serves for all of a moment.
 PLAN_AFTER_S: Final = 0.02
 ABANDONED_PAUSE_S: Final = 2.0
@@ -112,13 +110,14 @@ class Conductor:
         self._traffic = traffic
         self._run_over = run_over
         self._seed = seed
-        self._first_gathering = first_gathering
-        self._gathering_until_s = gathering_until_s
-        self._patient_until_s: float | None = None
-        self._not_before_s = 0.0
         self._last_round = store.last_round()
-        self._taken_part: Counter[str] = Counter(
-            row.device for row in store.updates() if row.counted
+        self.planner = Planner(
+            config=config,
+            leases=leases,
+            taken_part=Counter(row.device for row in store.updates() if row.counted),
+            seed=seed,
+            first_gathering=first_gathering,
+            gathering_until_s=gathering_until_s,
         )
         self._payloads: dict[bytes, bytes] = {}
         self._sum: Accumulator | None = None
@@ -157,7 +156,7 @@ class Conductor:
             self.step(Resume(opened, stored, frozenset(heard)), now_s)
         last = self._store.round(self._last_round)
         if last is not None:
-            self._not_before_s = last["opened_at"] + self._config.rounds.every_s
+            self.planner.round_opened(last["opened_at"])
         self.timers[PLAN_AGAIN] = now_s
 
     def wake(self, timer: str, now_s: float) -> None:
@@ -170,7 +169,7 @@ class Conductor:
     def plan_soon(self, now_s: float) -> None:
         """Somebody is there who was not before: look whether a round can open."""
         if not self.is_open:
-            at_s = max(now_s + PLAN_AFTER_S, self._earliest_s(now_s))
+            at_s = max(now_s + PLAN_AFTER_S, self.planner.earliest_s(now_s))
             self.timers[PLAN_AGAIN] = min(self.timers.get(PLAN_AGAIN, at_s), at_s)
 
     def take(self, update: UpdateStored, payload: bytes, now_s: float) -> None:
@@ -189,10 +188,7 @@ class Conductor:
     def on_clock_step(self, by_s: float, now_s: float) -> None:
         """Somebody has set the clock: what was to happen in a while still does."""
         self.timers = {timer: at_s + by_s for timer, at_s in self.timers.items()}
-        self._not_before_s += by_s
-        self._gathering_until_s += by_s
-        if self._patient_until_s is not None:
-            self._patient_until_s += by_s
+        self.planner.on_clock_step(by_s)
         if self.is_open:
             self.step(ClockSet(by_s), now_s)
 
@@ -217,59 +213,27 @@ class Conductor:
 
     # -- opening -----------------------------------------------------------------------------
 
-    def _earliest_s(self, now_s: float) -> float:
-        """When the next round may open: `every_s` after the last, also if a clock was set back."""
-        self._not_before_s = min(self._not_before_s, now_s + self._config.rounds.every_s)
-        return self._not_before_s
-
     def _plan(self, now_s: float) -> None:
-        """Open the next round as soon as enough eligible devices are there to be chosen from.
-
-        Enough to invite opens at once. Fewer, if they can still make the quorum, open after a
-        moment of patience for those who are connected and about to speak.
-        """
+        """Open the next round as soon as enough eligible devices are there to be chosen from."""
         number = self._last_round + 1
         if self.is_open:
             return
         if number > self._config.rounds.count:
             self._run_over(now_s)
             return
-        if now_s < self._earliest_s(now_s):
-            self.timers[PLAN_AGAIN] = self._not_before_s
-            return
-        if not self.link_is_up:
+        if not self.link_is_up and now_s >= self.planner.earliest_s(now_s):
             return  # whoever says that it is back asks again
-        if self._leases.heard < self._first_gathering and now_s < self._gathering_until_s:
-            self.timers[PLAN_AGAIN] = self._gathering_until_s
-            return
-        if self._patient_until_s is None:
-            self._patient_until_s = now_s + PATIENCE_S
-        patient = now_s < self._patient_until_s
-        if not patient:
-            self._leases.stop_expecting()
-        eligible = sum(
-            is_eligible(lease, self._config.selection) for lease in self._leases.valid(now_s)
-        )
-        if patient and (self._leases.expected or eligible < self._config.rounds.to_invite):
-            self.timers[PLAN_AGAIN] = self._patient_until_s
-            return
-        self._patient_until_s = None
-        if eligible < self._config.rounds.needed:
-            return  # only a check-in can change that, and it asks again
-        self._open(number, now_s)
+        verdict = self.planner.look(now_s)
+        if verdict.again_at_s is not None:
+            self.timers[PLAN_AGAIN] = verdict.again_at_s
+        if verdict.open_now:
+            self._open(number, now_s)
 
     def _open(self, number: int, now_s: float) -> None:
         config = self._config.rounds
-        deadline_at_s = now_s + config.deadline_s
-        self._not_before_s = now_s + config.every_s
-        chosen = select(
-            self._leases.valid(now_s),
-            self._config.selection,
-            count=config.to_invite,
-            seed=self._seed,
-            round_number=number,
-            deadline_at_s=deadline_at_s,
-            taken_part=self._taken_part,
+        deadline_at_s = now_s + self.planner.deadline_s()
+        chosen = self.planner.choose(
+            number, self.planner.to_invite(), now_s=now_s, deadline_at_s=deadline_at_s
         )
         cohort = min(config.cohort, len(chosen))
         opened = RoundOpened(
@@ -288,6 +252,7 @@ class Conductor:
         )
         for lease in chosen:
             self._leases.end(lease.device)
+        self.planner.round_opened(now_s)
         self._begin(opened)
         self.step(Open(opened), now_s)
 
@@ -357,7 +322,7 @@ class Conductor:
         self._store.commit_round(commit, now_s, keep=keep)
         self._models.adopt(commit, state)
         self._sum = None
-        self._taken_part.update(self.round.owners[key] for key in effect.accepted)
+        self.planner.round_committed([self.round.owners[key] for key in effect.accepted])
         self._after_commit(effect.round, now_s)
         return Committed(commit.version, commit.digest)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from coordinator._schema import SCHEMA_VERSION
 from coordinator.signals import RoundAbandoned, RoundOpened, UpdateSettled, UpdateStored
 from coordinator.store import ModelCommit, Store, StoreError
+from coordinator.store._schema import SCHEMA_VERSION
 from wire import Plan
 from wire.errors import TokenError
 

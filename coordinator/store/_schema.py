@@ -1,10 +1,12 @@
-"""The tables of the coordinator's file; `coordinator.store` is the only one that uses them."""
+"""The tables of the coordinator's file, as the steps that made them what they are.
+
+A step that was ever released is never changed: a file that was made by it exists somewhere. What
+changes tables is another step at the end.
+"""
 
 from typing import Final
 
-SCHEMA_VERSION: Final = 1
-
-SCHEMA: Final = """
+_FIRST: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 CREATE TABLE tokens (
     token_id TEXT PRIMARY KEY, secret BLOB NOT NULL, expires_at REAL NOT NULL, public_key BLOB
@@ -46,3 +48,6 @@ CREATE TABLE incidents (
     PRIMARY KEY (device, reason)
 ) STRICT;
 """
+
+MIGRATIONS: Final = (_FIRST,)
+SCHEMA_VERSION: Final = len(MIGRATIONS)
