@@ -55,6 +55,7 @@ PLAN_AGAIN: Final = "plan_again"
 PLAN_AFTER_S: Final = 0.02
 ABANDONED_PAUSE_S: Final = 2.0
 _SEED_MASK: Final = 2**53 - 1
+_PAUSED: Final = "paused"
 
 _OPEN_PHASES: Final = (rounds.Phase.INVITING, rounds.Phase.COLLECTING, rounds.Phase.CLOSING)
 
@@ -73,6 +74,7 @@ class Conductor:
         count_incident: told of every update that was rejected.
         traffic: (sent, received) bytes so far.
         run_over: called when every round is closed, also after a restart.
+        needed_versions: whose whole tensors stay when there is a new one.
         seed: the federation's public seed.
         first_gathering: how many devices to hear before the first round, if they come in time.
         gathering_until_s: when that patience ends, unix seconds.
@@ -91,6 +93,7 @@ class Conductor:
         count_incident: Callable[[str, RemoteProtocolError], None],
         traffic: Callable[[], tuple[int, int]],
         run_over: Callable[[float], None],
+        needed_versions: Callable[[], frozenset[int]],
         seed: int,
         first_gathering: int,
         gathering_until_s: float,
@@ -98,6 +101,7 @@ class Conductor:
         self.round = rounds.RoundState()
         self.timers: dict[str, float] = {}
         self.link_is_up = False
+        self.paused = store.get(_PAUSED) is not None
         self.chunk_bytes_max = chunk_bytes_for(config.broker.packet_bytes_max)
         self._config = config
         self._store = store
@@ -109,6 +113,7 @@ class Conductor:
         self._count_incident = count_incident
         self._traffic = traffic
         self._run_over = run_over
+        self._needed_versions = needed_versions
         self._seed = seed
         self._last_round = store.last_round()
         self.planner = Planner(
@@ -147,6 +152,8 @@ class Conductor:
 
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
+        if self.paused:
+            self._observe(Report("paused", "since an earlier run; POST /v1/resume lets it go on"))
         unfinished = self._store.unfinished_round()
         if unfinished is not None:
             opened, stored = unfinished
@@ -171,6 +178,21 @@ class Conductor:
         if not self.is_open:
             at_s = max(now_s + PLAN_AFTER_S, self.planner.earliest_s(now_s))
             self.timers[PLAN_AGAIN] = min(self.timers.get(PLAN_AGAIN, at_s), at_s)
+
+    def pause(self) -> None:
+        """Open no new round, over restarts too, until `resume`; one that is open goes on."""
+        if not self.paused:
+            self._store.put(_PAUSED, b"1")
+            self.paused = True
+            self._observe(Report("paused", "no new round opens"))
+
+    def resume(self, now_s: float) -> None:
+        """Open rounds again."""
+        if self.paused:
+            self._store.drop(_PAUSED)
+            self.paused = False
+            self._observe(Report("resumed", "rounds open again"))
+            self.plan_soon(now_s)
 
     def take(self, update: UpdateStored, payload: bytes, now_s: float) -> None:
         """Hand a whole update to the round."""
@@ -221,6 +243,8 @@ class Conductor:
         if number > self._config.rounds.count:
             self._run_over(now_s)
             return
+        if self.paused:
+            return  # whoever lets it go on asks again
         if not self.link_is_up and now_s >= self.planner.earliest_s(now_s):
             return  # whoever says that it is back asks again
         verdict = self.planner.look(now_s)
@@ -317,9 +341,8 @@ class Conductor:
             raise LocalProtocolError("no round is being summed")
         with np.errstate(over="raise", invalid="raise", divide="raise"):
             commit, state = self._models.next_version(self._sum, effect.round, effect.accepted)
-        released = self._store.released("stable")
-        keep = frozenset({self._models.version} | ({released["version"]} if released else set()))
-        self._store.commit_round(commit, now_s, keep=keep)
+        with self._store.transaction():  # an operator may release a version at this very moment
+            self._store.commit_round(commit, now_s, keep=self._needed_versions())
         self._models.adopt(commit, state)
         self._sum = None
         self.planner.round_committed([self.round.owners[key] for key in effect.accepted])
@@ -335,13 +358,22 @@ class Conductor:
                 self._observe(Report("evaluation_failed", f"{type(error).__name__}: {error}"))
                 metrics = {}
             self._store.note_round(round_number, metrics)
-        elif round_number > 1:
-            # Devices measured the base model on their hold-outs: that is the round before.
-            self._store.note_round(
-                round_number - 1, pooled_metrics(self._store.update_metrics(round_number))
-            )
+        else:
+            self._note_holdouts(round_number)
         self._note_course(round_number)
         self.timers[PLAN_AGAIN] = now_s
+
+    def _note_holdouts(self, round_number: int) -> None:
+        """Devices measured the base model on their hold-outs: that is the round before.
+
+        If that one was abandoned the base is an older version, whose figures these are.
+        """
+        pooled = pooled_metrics(self._store.update_metrics(round_number))
+        base = None if self.round.opened is None else self.round.opened.base_version
+        if round_number > 1:
+            self._store.note_round(round_number - 1, pooled, version=base)
+        elif base is not None:
+            self._store.note_version(base, pooled)
 
     def _note_course(self, round_number: int) -> None:
         """What a report wants to know of a round that is over."""

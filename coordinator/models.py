@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from coordinator.store import ModelCommit, Store, StoreError
@@ -16,6 +17,8 @@ from quantization import Accumulator, ChainState, DownlinkChain, payload_bytes_m
 from wire import Manifest, Schema, Tensors, limits, tensors_digest
 
 _BUNDLES_KEPT: Final = 8
+# Where the store has the shared schema, for readers that have no task.
+SCHEMA: Final = "schema"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Models:
         digest = bytes.fromhex(self.schema.digest)
         if known is not None and known != digest:
             raise StoreError(f"{store.path}: holds another model; use a new state directory for it")
+        if store.get(SCHEMA) is None:
+            store.put(SCHEMA, msgspec.msgpack.encode(self.schema))
         latest = store.latest_version()
         if latest is None:
             first = {spec.name: manifest.tensors[spec.name] for spec in self.schema.tensors}

@@ -10,6 +10,7 @@ on. Counts reach the store in batches, because a flood must not become a flood o
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -23,6 +24,8 @@ from coordinator.identity import Identity
 from coordinator.inbox import Inbox
 from coordinator.leases import Leases
 from coordinator.models import Models
+from coordinator.registry import STABLE, Registry
+from coordinator.releases import Releases
 from coordinator.signals import DeviceAsks, UpdateStored
 from coordinator.store import Store
 from wire import (
@@ -68,7 +71,6 @@ FLUSH: Final = "flush"
 FLUSH_EVERY_S: Final = 5.0
 # When every round is done, devices look in now and then for releases.
 IDLE_COME_BACK_S: Final = 3_600.0
-STABLE: Final = "stable"
 # What an update is settled with that came when its round had all it needed.
 ROUND_CLOSED: Final = "round_closed"
 _ROUNDS_TOLD_AGAIN: Final = 2
@@ -92,6 +94,7 @@ class Coordinator:
         seed: the federation's public seed.
         first_gathering: how many devices to hear before the first round, if they come in time.
         gathering_s: how long to wait for them.
+        models_dir: where released versions become files; None makes none.
     """
 
     def __init__(
@@ -109,10 +112,13 @@ class Coordinator:
         seed: int = 0,
         first_gathering: int = 0,
         gathering_s: float = 30.0,
+        models_dir: Path | None = None,
     ) -> None:
         self.config = config
         self.store = store
         self.models = Models(manifest, store, config.downlink.codec, now_s)
+        self.registry = Registry(store, models_dir)
+        self.releases = Releases(self.registry, store, self._tell_everybody, observe)
         self.leases = Leases()
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -126,7 +132,8 @@ class Coordinator:
             observe=observe,
             count_incident=self.count_incident,
             traffic=lambda: (self.sent_bytes, self.received_bytes),
-            run_over=self._run_over,
+            run_over=lambda now_s: self.releases.run_over(self.models.version, now_s),
+            needed_versions=self.registry.needed_versions,
             seed=seed,
             first_gathering=first_gathering,
             gathering_until_s=now_s + gathering_s,
@@ -288,18 +295,29 @@ class Coordinator:
             self._logged.add(key)
             self._observe(Report("bad_input", f"{error.reason}: {error}", device))
 
-    def release(self, alias: str, version: int, digest: bytes, now_s: float) -> None:
-        """Point an alias at a version, and tell every device that is there."""
-        self.store.release(alias, version, digest, now_s)
-        self._observe(Report("released", f"{alias} is version {version}"))
-        for device in sorted(self._devices):
-            self._publish(Release(version, digest, alias), device)
+    # -- what an operator asks for: the rest is in `releases` and `rounds` --------------------
 
-    def _run_over(self, now_s: float) -> None:
-        """Every round is closed: what came of them becomes the model that apps use."""
-        released = self.store.released(STABLE)
-        if released is None or released["version"] != self.models.version:
-            self.release(STABLE, self.models.version, self.models.digest, now_s)
+    def revoke(self, device: str, reason: str, now_s: float) -> bool:
+        """Take a device out for good, and tell it; False when it is out already.
+
+        Raises:
+            UnknownSenderError: no such device was ever enrolled here.
+        """
+        if device in self._revoked:
+            return False
+        if device not in self._devices:
+            raise UnknownSenderError(f"{device} is not enrolled here")
+        self.store.revoke(device, reason)
+        self._observe(Report("left", reason, device))
+        self._revoked[device] = (self._devices[device], reason)
+        self._lost(device, reason, 0, now_s)
+        self._publish(Revoked(reason), device)
+        del self._devices[device]
+        return True
+
+    def _tell_everybody(self, message: Message) -> None:
+        for device in sorted(self._devices):
+            self._publish(message, device)
 
     # -- messages ----------------------------------------------------------------------------
 
@@ -342,12 +360,7 @@ class Coordinator:
             case Chunk():
                 self._chunk(device, message, now_s)
             case Leave():
-                self.store.revoke(device, message.reason)
-                self._observe(Report("left", message.reason, device))
-                self._revoked[device] = (self._devices[device], message.reason)
-                self._lost(device, message.reason, 0, now_s)
-                self._publish(Revoked(message.reason), device)
-                del self._devices[device]
+                self.revoke(device, message.reason, now_s)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not expected from a device")
 

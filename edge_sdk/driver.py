@@ -68,6 +68,7 @@ from wire.messages import (
     Message,
     ModelOffer,
     Refused,
+    Release,
     Revoked,
 )
 from wire.topics import Address
@@ -223,6 +224,10 @@ class DeviceDriver:
             case Refused() if message.kind == FetchRequest.KIND:
                 for version in tuple(self._downloads):
                     self._fail_download(version, message.reason, now_s)
+            case Release():
+                if self._adopting is not None and self._adopting.version != message.version:
+                    self._adopting = None  # taken back or overtaken before it was here
+                self._step(message, now_s)
             case _:
                 self._step(message, now_s)
 

@@ -35,10 +35,13 @@ def run_ledger(arguments: argparse.Namespace) -> int:
             "updates": [_update(row) for row in store.updates()],
             "releases": [
                 {
-                    "alias": row["alias"],
-                    "version": row["version"],
-                    "digest": row["digest"].hex(),
-                    "released_at": row["released_at"],
+                    "alias": row.alias,
+                    "version": row.version,
+                    "digest": row.digest.hex(),
+                    "released_at": row.released_at,
+                    "actor": row.actor,
+                    "action": row.action,
+                    "from_version": row.from_version,
                 }
                 for row in store.releases()
             ],

@@ -8,6 +8,7 @@ rather than the code above them:
   only touches rows without it, so an update can be decided only once.
 - `spool` holds the payload of each receipted update until its round is closed; a payload and its
   ledger row appear together.
+- `releases` is only added to: what an alias means is its last row, and who moved it stays known.
 - `models` grows by one version at a time; the version, the settlements of its round and the round's
   end appear together.
 """
@@ -16,10 +17,11 @@ from coordinator.store._database import StoreError
 from coordinator.store._devices import DeviceTables
 from coordinator.store._ledger import LedgerTables, UpdateRow
 from coordinator.store._models import ModelCommit
+from coordinator.store._registry import ReleaseRow, VersionRow
 
 
 class Store(DeviceTables, LedgerTables):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 
-__all__ = ["ModelCommit", "Store", "StoreError", "UpdateRow"]
+__all__ = ["ModelCommit", "ReleaseRow", "Store", "StoreError", "UpdateRow", "VersionRow"]

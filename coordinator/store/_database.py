@@ -115,3 +115,7 @@ class Database:
     def put(self, key: str, value: bytes) -> None:
         """Set a value of the key-value table."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def drop(self, key: str) -> None:
+        """Forget a value of the key-value table; one that is not there is no error."""
+        self._db.execute("DELETE FROM meta WHERE key = ?", (key,))

@@ -8,7 +8,8 @@ import msgspec
 
 from coordinator.signals import RoundAbandoned, RoundOpened, UpdateSettled, UpdateStored
 from coordinator.store._database import StoreError
-from coordinator.store._models import ModelCommit, ModelTables
+from coordinator.store._models import ModelCommit
+from coordinator.store._registry import RegistryTables
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class UpdateRow:
         )
 
 
-class LedgerTables(ModelTables):
+class LedgerTables(RegistryTables):
     """Rounds, updates, spool; closing a round writes its model too."""
 
     def open_round(self, opened: RoundOpened) -> None:
@@ -182,12 +183,19 @@ class LedgerTables(ModelTables):
             )
             self.keep_tensors(keep | {commit.version})
 
-    def note_round(self, round_number: int, metrics: Mapping[str, float]) -> None:
-        """Remember what an evaluation of the round's model said."""
-        self._db.execute(
-            "UPDATE rounds SET metrics = ? WHERE round = ?",
-            (msgspec.msgpack.encode(dict(metrics)), round_number),
-        )
+    def note_round(
+        self, round_number: int, metrics: Mapping[str, float], *, version: int | None = None
+    ) -> None:
+        """Remember what a measurement said, for a round and for a version: by default its own."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE rounds SET metrics = ? WHERE round = ?",
+                (msgspec.msgpack.encode(dict(metrics)), round_number),
+            )
+            row = self._one("SELECT version FROM rounds WHERE round = ?", (round_number,))
+            measured = row["version"] if version is None and row is not None else version
+            if measured is not None:
+                self.note_version(measured, metrics)
 
     def note_traffic(self, round_number: int, sent_bytes: int, received_bytes: int) -> None:
         """Remember the bytes that passed while a round was open: (downlink, uplink)."""

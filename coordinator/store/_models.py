@@ -1,4 +1,4 @@
-"""The model's versions, and what was released of them."""
+"""The model's versions, and what privacy they cost."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -25,16 +25,34 @@ class ModelCommit:
 
 
 class ModelTables(Database):
-    """Versions, whole tensors of some of them, releases, privacy spends."""
+    """Versions, whole tensors of some of them, privacy spends."""
 
     def add_model(self, commit: ModelCommit, now_s: float) -> None:
-        """Write a version; whoever closes a round does so in the same transaction."""
+        """Write a version; whoever closes a round does so in the same transaction.
+
+        The updates that count are settled before, in it: what went into the version is read there.
+        """
         self._db.execute(
-            "INSERT INTO models VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO models (version, round, digest, delta, created_at) VALUES (?, ?, ?, ?, ?)",
             (commit.version, commit.round, commit.digest, commit.delta, now_s),
         )
         self._db.execute(
             "INSERT INTO tensors VALUES (?, ?, ?)", (commit.version, commit.served, commit.exact)
+        )
+        self._add_lineage(commit)
+
+    def _add_lineage(self, commit: ModelCommit) -> None:
+        """Write what a version was made of."""
+        row = self._one(
+            "SELECT COUNT(*) AS counted, COALESCE(SUM(weight), 0) AS weight FROM updates"
+            " WHERE round = ? AND counted = 1",
+            (commit.round,),
+        )
+        counted, weight = (0, 0) if row is None else (row["counted"], row["weight"])
+        parent = commit.version - 1 if commit.version else None
+        self._db.execute(
+            "INSERT INTO lineage (version, parent, counted, weight, bytes) VALUES (?, ?, ?, ?, ?)",
+            (commit.version, parent, counted, weight, len(commit.served)),
         )
 
     def keep_tensors(self, versions: frozenset[int]) -> None:
@@ -62,23 +80,6 @@ class ModelTables(Database):
         """A version's whole tensors, (served, exact), if they are kept."""
         row = self._one("SELECT served, exact FROM tensors WHERE version = ?", (version,))
         return None if row is None else (bytes(row["served"]), bytes(row["exact"]))
-
-    def release(self, alias: str, version: int, digest: bytes, now_s: float) -> None:
-        """Point an alias at a version; history is kept."""
-        self._db.execute(
-            "INSERT INTO releases (alias, version, digest, released_at) VALUES (?, ?, ?, ?)",
-            (alias, version, digest, now_s),
-        )
-
-    def released(self, alias: str) -> sqlite3.Row | None:
-        """What an alias means now."""
-        return self._one(
-            "SELECT * FROM releases WHERE alias = ? ORDER BY sequence DESC LIMIT 1", (alias,)
-        )
-
-    def releases(self) -> list[sqlite3.Row]:
-        """Every release, in order."""
-        return self._db.execute("SELECT * FROM releases ORDER BY sequence").fetchall()
 
     def privacy(self) -> list[sqlite3.Row]:
         """Every privacy spend, in order."""

@@ -49,5 +49,24 @@ CREATE TABLE incidents (
 ) STRICT;
 """
 
-MIGRATIONS: Final = (_FIRST,)
+# Where versions come from and who released them. What an older file has was released by the end of
+# a run alone, and every version was made from the one before it.
+_SECOND_REG: Final = """
+CREATE TABLE lineage (
+    version INTEGER PRIMARY KEY, parent INTEGER, counted INTEGER NOT NULL, weight INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, metrics BLOB
+) STRICT;
+INSERT INTO lineage
+    SELECT m.version, NULLIF(m.version, 0) - 1,
+        (SELECT COUNT(*) FROM updates u WHERE u.round = m.round AND u.counted = 1),
+        (SELECT COALESCE(SUM(u.weight), 0) FROM updates u WHERE u.round = m.round AND u.counted = 1),
+        (SELECT COALESCE(MAX(LENGTH(served)), 0) FROM tensors),
+        (SELECT r.metrics FROM rounds r WHERE r.version = m.version)
+    FROM models m;
+ALTER TABLE releases ADD COLUMN actor TEXT NOT NULL DEFAULT 'run_over';
+ALTER TABLE releases ADD COLUMN action TEXT NOT NULL DEFAULT 'promote';
+ALTER TABLE releases ADD COLUMN from_version INTEGER;
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND_REG)
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -237,7 +237,7 @@ def test_an_alias_means_its_last_release_and_history_is_kept(store: Store) -> No
     now = store.released("stable")
     assert now is not None
     assert now["version"] == 1
-    assert [row["version"] for row in store.releases()] == [1, 2, 1, 3]
+    assert [row.version for row in store.releases()] == [1, 2, 1, 3]
 
 
 def test_a_token_works_for_one_key_and_until_it_expires(store: Store) -> None:
