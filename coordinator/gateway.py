@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from coordinator.broker import BrokerStartError, EmbeddedBroker, free_port
+from coordinator.calls import Calls
 from coordinator.clock import Clock
 from coordinator.config import FederationConfig
 from coordinator.identity import STORE_FILE, load_identity
+from coordinator.registry import MODELS_DIR
 from coordinator.service import Coordinator
+from coordinator.status import Status, take_status
 from coordinator.store import Store, StoreError
 from wire import (
     BrokerAddress,
@@ -37,6 +40,8 @@ _FEDERATION: Final = "federation"
 # The broker of a coordinator that was killed takes a moment to notice and to free its port.
 BROKER_RETRY_S: Final = 5.0
 BROKER_LOOK_EVERY_S: Final = 1.0
+# Releases by other processes, and what the HTTP API's threads may see of this one's memory.
+GLANCE_EVERY_S: Final = 1.0
 # After the last round: until devices have heard what was settled and released.
 LINGER_S: Final = 2.0
 LINGER_S_MAX: Final = 15.0
@@ -99,6 +104,8 @@ class Gateway:
         self._observe = observe
         self._inbox: queue.Queue[Callable[[float], None]] = queue.Queue(_QUEUE_MAX)
         self._look_at_s = 0.0
+        self._glance_at_s = 0.0
+        self._calls: Calls | None = None
         self._clock = Clock(self._clock_set)
         self._down_said = ""
         self._stopped = False
@@ -121,6 +128,7 @@ class Gateway:
                 now_s=time.time(),
                 seed=seed,
                 first_gathering=first_gathering,
+                models_dir=state_dir / MODELS_DIR,
             )
             self.url = self._start_broker(broker or config.broker.url, state_dir)
             address = BrokerAddress.parse(self.url)
@@ -198,6 +206,17 @@ class Gateway:
     def _publish(self, topic: str, data: bytes) -> None:
         self.link.publish(topic, data)
 
+    def open_calls(self) -> Calls:
+        """Take calls from other threads, and keep `status` fresh; before `start`."""
+        self._calls = self._calls or Calls(self._wake)
+        self._glance(time.monotonic())
+        return self._calls
+
+    def _wake(self) -> None:
+        # A full queue means that the loop is not asleep.
+        with contextlib.suppress(queue.Full):
+            self._inbox.put_nowait(lambda _now_s: self._look_around())
+
     def start(self) -> None:
         """Resume or begin; `turn` goes on from here."""
         self.coordinator.start(self._clock.now_s())
@@ -206,6 +225,7 @@ class Gateway:
     def turn(self, wait_s: float = _TURN_S_MAX) -> None:
         """Do what is due, then take what comes within `wait_s`."""
         self._look_after_broker()
+        self._look_around()
         self.coordinator.wake(self._clock.now_s())
         due_s = self.coordinator.next_wake_s
         if due_s is not None:
@@ -229,6 +249,25 @@ class Gateway:
             said = not self.link.up or self.link.in_flight == 0
             if lingered_s >= LINGER_S_MAX or (lingered_s >= LINGER_S and said):
                 return
+
+    def _look_around(self) -> None:
+        """Hear of what other processes and threads want."""
+        if self._calls is not None:
+            self._calls.run(self._clock.now_s())
+        steady_s = time.monotonic()
+        if steady_s >= self._glance_at_s:
+            self.coordinator.releases.tell()
+            self._glance(steady_s)
+
+    def _glance(self, steady_s: float) -> None:
+        self._glance_at_s = steady_s + GLANCE_EVERY_S
+        if self._calls is not None:
+            self.status: Status = take_status(
+                self.coordinator,
+                link_up=self.link.up,
+                now_s=self._clock.now_s(),
+                steady_s=steady_s,
+            )
 
     def _look_after_broker(self) -> None:
         if self.broker is None or time.monotonic() < self._look_at_s:

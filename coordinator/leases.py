@@ -89,6 +89,10 @@ class Leases:
         """Patience is over."""
         self._expected.clear()
 
+    def running(self) -> dict[str, Lease]:
+        """A copy of all leases, those too that have ended and that nobody has looked at since."""
+        return dict(self._leases)
+
     def valid(self, now_s: float) -> list[Lease]:
         """Leases that still run, in order of device id; those that ended are dropped."""
         self._leases = {k: v for k, v in self._leases.items() if v.until_s > now_s}

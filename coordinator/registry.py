@@ -91,6 +91,10 @@ class Registry:
         """Every move of an alias, in order."""
         return [release for release in self._store.releases() if release.alias == alias]
 
+    def versions(self) -> list[VersionRow]:
+        """Every version, in order."""
+        return self._store.versions()
+
     def version(self, version: int) -> VersionRow:
         """A version's row.
 
@@ -147,9 +151,7 @@ class Registry:
             self._store.release(alias, version, digest, now_s, actor=actor)
             return Moved(self._must_be(self._last(alias)), changed=True)
 
-    def rollback(
-        self, alias: str = STABLE, *, actor: Actor = "operator", now_s: float
-    ) -> Moved:
+    def rollback(self, alias: str = STABLE, *, actor: Actor = "operator", now_s: float) -> Moved:
         """Point an alias at what it meant before.
 
         Raises:

@@ -15,6 +15,7 @@ from potluck import (
     doctor,
     fleet_commands,
     ledger,
+    model_commands,
 )
 from wire.errors import PotluckError
 
@@ -32,7 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"potluck {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (
-        *(fleet_commands, coordinator_commands, device_commands, ledger, codec_commands),
+        *(fleet_commands, coordinator_commands, device_commands, ledger, model_commands),
+        codec_commands,
         bench_commands,
         doctor,
     ):

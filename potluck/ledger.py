@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import STORE_FILE, Store, StoreError, UpdateRow
+from potluck.model_commands import release_record
 from potluck.output import add_json, print_json, when
 
 
@@ -33,18 +34,7 @@ def run_ledger(arguments: argparse.Namespace) -> int:
     try:
         ledger = {
             "updates": [_update(row) for row in store.updates()],
-            "releases": [
-                {
-                    "alias": row.alias,
-                    "version": row.version,
-                    "digest": row.digest.hex(),
-                    "released_at": row.released_at,
-                    "actor": row.actor,
-                    "action": row.action,
-                    "from_version": row.from_version,
-                }
-                for row in store.releases()
-            ],
+            "releases": [release_record(row) for row in store.releases()],
             "privacy": [
                 {name: row[name] for name in ("round", "epsilon", "delta", "spent_at")}
                 for row in store.privacy()

@@ -87,7 +87,9 @@ class RegistryTables(ModelTables):
 
     def restore_tensors(self, version: int, served: bytes) -> None:
         """Put a version's tensors back that were no longer kept."""
-        self._db.execute("INSERT OR IGNORE INTO tensors VALUES (?, ?, ?)", (version, served, served))
+        self._db.execute(
+            "INSERT OR IGNORE INTO tensors VALUES (?, ?, ?)", (version, served, served)
+        )
 
     def release(
         self,

@@ -59,7 +59,8 @@ CREATE TABLE lineage (
 INSERT INTO lineage
     SELECT m.version, NULLIF(m.version, 0) - 1,
         (SELECT COUNT(*) FROM updates u WHERE u.round = m.round AND u.counted = 1),
-        (SELECT COALESCE(SUM(u.weight), 0) FROM updates u WHERE u.round = m.round AND u.counted = 1),
+        (SELECT COALESCE(SUM(u.weight), 0) FROM updates u
+            WHERE u.round = m.round AND u.counted = 1),
         (SELECT COALESCE(MAX(LENGTH(served)), 0) FROM tensors),
         (SELECT r.metrics FROM rounds r WHERE r.version = m.version)
     FROM models m;
