@@ -26,6 +26,8 @@ KEY_FILE: Final = "coordinator.key"
 CA_KEY_FILE: Final = "ca.key"
 CA_FILE: Final = "ca.pem"
 STORE_FILE: Final = "coordinator.sqlite3"
+HTTP_TOKEN_FILE: Final = "http-token"  # noqa: S105 - a file's name
+_HTTP_TOKEN_CHARS_MIN: Final = 32
 TOKEN_LIFETIME_S: Final = 7 * 86_400.0
 # A gateway outlives its devices' batteries; clocks of devices without one start in the past.
 _CERTIFICATE_DAYS: Final = 3_650
@@ -190,3 +192,27 @@ def write_tokens(path: Path, tokens: Sequence[Token]) -> None:
         raise StoreError(f"{path}: exists already; choose another file for the tokens") from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror or error}") from error
+
+
+def http_token(state_dir: Path, secrets: SecretSource) -> str:
+    """What whoever may change things over HTTP has to show; made when it is not there.
+
+    Raises:
+        StoreError: the file cannot be read or written, others can read it, or it holds no secret.
+    """
+    path = state_dir / HTTP_TOKEN_FILE
+    try:
+        if not path.exists():
+            _write_secret(path, secrets.token(32).hex().encode() + b"\n")
+        mode = path.stat().st_mode
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: {error}") from error
+    if os.name == "posix" and mode & 0o077:
+        raise StoreError(f"{path}: others can read it; chmod 600 it, or delete it for a new one")
+    if len(token) < _HTTP_TOKEN_CHARS_MIN or not token.isalnum():
+        raise StoreError(
+            f"{path}: is no token of {_HTTP_TOKEN_CHARS_MIN} or more letters and digits; delete it"
+            " for a new one"
+        )
+    return token

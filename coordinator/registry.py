@@ -110,11 +110,11 @@ class Registry:
 
     def promotable(self) -> list[int]:
         """Versions that an alias can be pointed at: their tensors are in the store or in a file."""
-        return [
-            row.version
-            for row in self._store.versions()
-            if row.whole or self._file(row.digest) is not None
-        ]
+        return [row.version for row in self._store.versions() if self.is_kept(row)]
+
+    def is_kept(self, row: VersionRow) -> bool:
+        """Whether a version's tensors are in the store or in a file."""
+        return row.whole or self._file(row.digest) is not None
 
     def needed_versions(self, releases_kept: int = RELEASES_KEPT) -> frozenset[int]:
         """Versions whose whole tensors must stay.

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from coordinator.broker import free_port
 from coordinator.gateway import BROKER_URL
 from edge_sdk import load_task
 from potluck.output import Reports, add_json, print_json, stop_on_signals
-from wire import BrokerAddress, Ed25519, PotluckError, SystemSecrets
+from wire import BrokerAddress, Ed25519, PotluckError, Report, SystemSecrets
 
 TOKENS_MAX: Final = 100_000
 TOKEN_DAYS_MAX: Final = 3_650.0
@@ -57,6 +58,11 @@ def add_commands(commands: Any) -> None:
     run.add_argument("--ca", type=Path, metavar="FILE", help="CA of a broker that speaks TLS")
     run.add_argument(
         "--stay", action="store_true", help="keep serving releases after the last round"
+    )
+    run.add_argument(
+        "--http",
+        metavar="HOST:PORT",
+        help="serve the HTTP API and metrics there; port 0 takes a free one",
     )
     add_json(run, "JSON Lines")
     run.set_defaults(run=run_coordinator)
@@ -103,16 +109,20 @@ def run_coordinator(arguments: argparse.Namespace) -> int:
     stop = stop_on_signals()
     config = load_config(arguments.federation)
     task = load_task(config.federation.task, beside=arguments.federation.parent)
+    observe = Reports(as_json=arguments.json)
     gateway = Gateway(
         config=config,
         task=task,
         state_dir=arguments.state_dir,
         crypto=Ed25519(),
-        observe=Reports(as_json=arguments.json),
+        observe=observe,
         broker=arguments.broker,
         ca=arguments.ca,
     )
+    http = None
     try:
+        if arguments.http is not None:
+            http = _serve_http(gateway, arguments.http, arguments.state_dir, observe)
         gateway.run(stop, stay=arguments.stay)
         summary = {
             "event": "stopped",
@@ -123,6 +133,8 @@ def run_coordinator(arguments: argparse.Namespace) -> int:
             "model_digest": gateway.coordinator.models.digest.hex(),
         }
     finally:
+        if http is not None:
+            http.stop()
         gateway.stop()
     if arguments.json:
         print_json(summary)
@@ -133,6 +145,19 @@ def run_coordinator(arguments: argparse.Namespace) -> int:
             f" model version {summary['version']}"
         )
     return 0
+
+
+def _serve_http(
+    gateway: Gateway, where: str, state_dir: Path, observe: Callable[[Report], None]
+) -> Any:
+    """The API on a thread of its own; what it needs is loaded now and not before."""
+    try:
+        from coordinator.http import HttpAddress, serve  # noqa: PLC0415 - an extra, 20 MB of memory
+    except ImportError as error:
+        raise PotluckError(
+            f"--http needs {error.name}: pip install 'potluck[coordinator]'"
+        ) from error
+    return serve(gateway, HttpAddress.parse(where), state_dir, observe)
 
 
 def run_enroll(arguments: argparse.Namespace) -> int:

@@ -14,14 +14,23 @@ rather than the code above them:
 """
 
 from coordinator.store._database import StoreError
-from coordinator.store._devices import DeviceTables
-from coordinator.store._ledger import LedgerTables, UpdateRow
+from coordinator.store._ledger import UpdateRow
 from coordinator.store._models import ModelCommit
+from coordinator.store._pages import ClassCounts, Pages, UpdatePage
 from coordinator.store._registry import ReleaseRow, VersionRow
 
 
-class Store(DeviceTables, LedgerTables):
+class Store(Pages):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 
-__all__ = ["ModelCommit", "ReleaseRow", "Store", "StoreError", "UpdateRow", "VersionRow"]
+__all__ = [
+    "ClassCounts",
+    "ModelCommit",
+    "ReleaseRow",
+    "Store",
+    "StoreError",
+    "UpdatePage",
+    "UpdateRow",
+    "VersionRow",
+]
