@@ -120,15 +120,14 @@ class Registry:
         """Versions whose whole tensors must stay.
 
         The latest, from which training goes on; what each alias means; the `releases_kept` versions
-        that it can be rolled back to; and the last that it meant, undone or not, so that a rollback
-        can be taken back.
+        that it can be rolled back to; and what it meant last, so that a rollback can be taken back.
         """
         latest = self._store.latest_version()
         needed = set() if latest is None else {latest}
         for alias in ALIASES:
             history = self.history(alias)
             needed.update(standing(history)[-1 - releases_kept :])
-            needed.update(release.version for release in history[-1 - releases_kept :])
+            needed.update(release.version for release in history[-2:])
         return frozenset(needed)
 
     # -- moving an alias ---------------------------------------------------------------------

@@ -404,7 +404,7 @@ def test_every_field_of_a_ledgers_update_is_there() -> None:
 def test_every_event_is_there_and_no_other(side: str, room: str) -> None:
     said = {
         node.args[0].value
-        for path in (ROOT / room).glob("*.py")
+        for path in (ROOT / room).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)

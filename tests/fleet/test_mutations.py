@@ -10,6 +10,7 @@ import pytest
 
 from coordinator import round as rounds
 from coordinator.conductor import Conductor
+from coordinator.releases import Releases
 from coordinator.service import Coordinator
 from coordinator.signals import Accepted, Committed, Resume, UpdateArrived
 from coordinator.store import Store
@@ -217,16 +218,14 @@ def rounds_never_closed_by_the_last_invitee(patch: Patch) -> None:
 
 
 def released_before_it_is_on_disk(patch: Patch) -> None:
-    right = Coordinator.release
+    right = Releases.promote
 
-    def wrong(self: Any, alias: str, version: int, digest: bytes, now_s: float) -> None:
-        for device in sorted(self._devices):
-            self._publish(Release(version, digest, alias), device)
-        self.rounds.timers["never"] = now_s + 1e9
-        if version % 2:
-            right(self, alias, version, digest, now_s)
+    def wrong(self: Any, version: int, alias: str, *, actor: Any, now_s: float) -> Any:
+        digest = self._registry.version(version).digest
+        self._tell_everybody(Release(version, digest, alias))
+        return right(self, version, alias, actor=actor, now_s=now_s) if version % 2 else None
 
-    patch.setattr(Coordinator, "release", wrong)
+    patch.setattr(Releases, "promote", wrong)
 
 
 def invited_without_having_spoken(patch: Patch) -> None:
