@@ -152,7 +152,7 @@ def _serve_http(
 ) -> Any:
     """The API on a thread of its own; what it needs is loaded now and not before."""
     try:
-        from coordinator.http import HttpAddress, serve  # noqa: PLC0415 - an extra, 20 MB of memory
+        from coordinator.http import HttpAddress, serve  # noqa: PLC0415 - an extra, 6 MB of memory
     except ImportError as error:
         raise PotluckError(
             f"--http needs {error.name}: pip install 'potluck[coordinator]'"

@@ -23,7 +23,7 @@ from starlette.routing import Route as StarletteRoute
 from coordinator.calls import BusyError
 from coordinator.http import _openapi
 from coordinator.http._desk import Desk, NotFoundError
-from coordinator.http._guard import BODY_BYTES_MAX, BodyTooLargeError, Guard
+from coordinator.http._guard import BODY_BYTES_MAX, BodyTooLargeError, Bucket, Guard
 from coordinator.http._metrics import Scrape
 from coordinator.http._routes import JSON, NPZ, PATH_VALUES, ROUTES, Route
 from coordinator.http._views import Health, Problem
@@ -48,13 +48,16 @@ _WORDS: Final = {
 }
 
 
-def make_app(desk: Desk, token: str, *, hosts: frozenset[str] | None) -> Guard:
+def make_app(
+    desk: Desk, token: str, *, hosts: frozenset[str] | None, bucket: Bucket | None = None
+) -> Guard:
     """The application.
 
     Args:
         desk: the coordinator.
         token: what writes have to show.
         hosts: names that a request's Host may have; None for any.
+        bucket: how many requests are served.
     """
     scrape = Scrape(desk)
     document = msgspec.json.encode(_openapi.document(ROUTES, version("potluck")))
@@ -78,7 +81,7 @@ def make_app(desk: Desk, token: str, *, hosts: frozenset[str] | None) -> Guard:
         exception_handlers={HTTPException: _refused},
     )
     app.router.redirect_slashes = False
-    return Guard(app, hosts=hosts)
+    return Guard(app, hosts=hosts, bucket=bucket)
 
 
 _METRICS: Final = next(route.media for route in ROUTES if route.path == "/metrics")

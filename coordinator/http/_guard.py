@@ -6,6 +6,7 @@ client sends is bounded in bytes and in time, and so is how long it may take to 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -28,10 +29,46 @@ HEADER_BYTES_MAX: Final = 16_384
 BODY_S_MAX: Final = 10.0
 # For each 64 KB of an answer: 2 KB a second, a bad cellular link.
 SEND_S_MAX: Final = 30.0
+# A browser tab, a few scripts and Prometheus; more would take the round's loop its processor.
+REQUESTS_PER_S_MAX: Final = 50.0
+REQUESTS_AT_ONCE_MAX: Final = 100.0
 
 
 class BodyTooLargeError(Exception):
     """A body passes `BODY_BYTES_MAX`. A `TimeoutError` says that it passes its time."""
+
+
+class Bucket:
+    """How many requests may be served: so many a second, and a burst of some more.
+
+    Args:
+        per_s: requests a second, in the long run.
+        at_once: how many may have been saved up.
+        steady: seconds that nobody can set.
+    """
+
+    def __init__(
+        self,
+        per_s: float = REQUESTS_PER_S_MAX,
+        at_once: float = REQUESTS_AT_ONCE_MAX,
+        *,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._per_s = per_s
+        self._at_once = at_once
+        self._steady = steady
+        self._left = at_once
+        self._at_s = steady()
+
+    def take(self) -> bool:
+        """Whether there is one left; then it is used up."""
+        now_s = self._steady()
+        self._left = min(self._left + (now_s - self._at_s) * self._per_s, self._at_once)
+        self._at_s = now_s
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
 
 class Guard:
@@ -40,6 +77,7 @@ class Guard:
     Args:
         app: what is guarded.
         hosts: names that a request's Host may have, without port; None for any.
+        bucket: how many requests are served, from all clients together.
         body_s_max: how long a client may take for its body.
         send_s_max: how long it may take to read each piece of an answer.
     """
@@ -49,11 +87,13 @@ class Guard:
         app: App,
         *,
         hosts: frozenset[str] | None,
+        bucket: Bucket | None = None,
         body_s_max: float = BODY_S_MAX,
         send_s_max: float = SEND_S_MAX,
     ) -> None:
         self._app = app
         self._hosts = hosts
+        self._bucket = bucket or Bucket()
         self._body_s_max = body_s_max
         self._send_s_max = send_s_max
 
@@ -87,6 +127,8 @@ class Guard:
         await self._app(scope, receive_some, send_in_time)
 
     def _why_not(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
+        if not self._bucket.take():
+            return 429, "too_many_requests", f"at most {REQUESTS_PER_S_MAX:g} a second are served"
         host = headers.get(b"host")
         if self._hosts is not None and host is not None and _name_of(host) not in self._hosts:
             return 421, "misdirected_request", "this host name is not served here"

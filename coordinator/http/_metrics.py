@@ -6,7 +6,6 @@ commonest, the others being added up as "other".
 """
 
 import shutil
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,15 +19,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
-from coordinator.http._desk import Desk
+from coordinator.http._desk import Desk, Fresh
 from coordinator.identity import STORE_FILE
 from coordinator.status import Status
 from coordinator.store import Store
 
 MEDIA: Final = CONTENT_TYPE_PLAIN_0_0_4
 LABEL_VALUES_MAX: Final = 32
-# However many scrape: the store is asked once in this time.
-FRESH_S: Final = 1.0
 _OTHER: Final = "other"
 _ROUND_STATUSES: Final = ("committed", "abandoned")
 
@@ -104,17 +101,11 @@ class Scrape(Collector):
         self._process = psutil.Process()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
-        self._lock = threading.Lock()
-        self._fresh_until_s = 0.0
-        self._text = b""
+        self._text: Fresh[bytes] = Fresh()
 
     def text(self) -> bytes:
-        """In Prometheus' text format; at most `FRESH_S` old."""
-        with self._lock:
-            if time.monotonic() >= self._fresh_until_s:
-                self._text = generate_latest(self._registry)
-                self._fresh_until_s = time.monotonic() + FRESH_S
-            return self._text
+        """In Prometheus' text format; a moment old, however many scrape."""
+        return self._text.get(lambda: generate_latest(self._registry))
 
     def describe(self) -> Iterable[Any]:
         """Nothing: the registry need not scrape to know what there is."""
@@ -182,7 +173,8 @@ def _from_memory(status: Status) -> dict[str, list[Sample]]:
 
 def _stored(store: Store, desk: Desk) -> dict[str, list[Sample]]:
     rounds = store.rounds_by_status()
-    updates: dict[str, float] = dict(store.updates_by_reason())
+    outcomes = store.updates_by_reason()
+    updates: dict[str, float] = {reason: count for reason, (count, _) in outcomes.items()}
     still_open = updates.pop("open", 0)
     spool_payloads, spool_bytes = store.spooled()
     aliases = desk.registry(store).aliases()
@@ -194,7 +186,7 @@ def _stored(store: Store, desk: Desk) -> dict[str, list[Sample]]:
     made = _plain(
         potluck_round_number=store.last_round(),
         potluck_updates_open=still_open,
-        potluck_update_bytes_total=store.update_bytes(),
+        potluck_update_bytes_total=sum(size for _, size in outcomes.values()),
         potluck_spool_payloads=spool_payloads,
         potluck_spool_bytes=spool_bytes,
     ) | {

@@ -11,7 +11,7 @@ from coordinator.http import _views as views
 from coordinator.http._desk import Desk, NotFoundError
 from coordinator.registry import ALIASES
 from coordinator.signals import RoundOpened
-from coordinator.store import ReleaseRow, Store, UpdateRow, VersionRow
+from coordinator.store import ClassCounts, ReleaseRow, Store, UpdateRow, VersionRow
 from wire import PotluckError
 
 # The loop turns twice a second; one that has not for so long hangs.
@@ -233,8 +233,12 @@ def incidents(desk: Desk, query: views.ByName) -> views.Page[views.Incident]:
 
 def participation(desk: Desk) -> views.Classes:
     """How much each class of devices took part."""
-    with desk.reading() as store:
-        counts = store.counts_by_class()
+
+    def look() -> list[ClassCounts]:
+        with desk.reading() as store:
+            return store.counts_by_class()
+
+    counts = desk.classes.get(look)
     all_devices = sum(count.devices for count in counts) or 1
     all_counted = sum(count.counted for count in counts) or 1
     return views.Classes(

@@ -128,25 +128,26 @@ class Pages(DeviceTables, LedgerTables):
         rows = self._db.execute("SELECT status, COUNT(*) AS count FROM rounds GROUP BY status")
         return {row["status"]: row["count"] for row in rows}
 
-    def updates_by_reason(self) -> dict[str, int]:
-        """Reason to how many updates were settled with it; "open" for those that are not yet."""
+    def updates_by_reason(self) -> dict[str, tuple[int, int]]:
+        """Reason to (updates, payload bytes); "open" for those that are not settled yet.
+
+        Bytes are of those that were receipted: whatever else was refused weighs nothing.
+        """
         rows = self._db.execute(
             "SELECT CASE WHEN counted IS NULL THEN 'open' ELSE COALESCE(reason, 'counted') END"
-            " AS reason, COUNT(*) AS count FROM updates GROUP BY 1"
+            " AS word, COUNT(*) AS count, SUM(bytes * (weight > 0)) AS bytes FROM updates"
+            " GROUP BY counted, reason"
         )
-        return {row["reason"]: row["count"] for row in rows}
+        found: dict[str, tuple[int, int]] = {}
+        for row in rows:
+            count, size = found.get(row["word"], (0, 0))
+            found[row["word"]] = (count + row["count"], size + row["bytes"])
+        return found
 
     def incidents_by_reason(self) -> dict[str, int]:
         """Reason to how often it was counted, over all devices."""
         rows = self._db.execute("SELECT reason, SUM(count) AS count FROM incidents GROUP BY reason")
         return {row["reason"]: row["count"] for row in rows}
-
-    def update_bytes(self) -> int:
-        """Payload bytes of all updates that were receipted."""
-        row = self._one(
-            "SELECT COALESCE(SUM(bytes), 0) AS bytes FROM updates WHERE receipted_at IS NOT NULL"
-        )
-        return 0 if row is None else int(row["bytes"])
 
     def spooled(self) -> tuple[int, int]:
         """(payloads, bytes) that wait for their round to close."""

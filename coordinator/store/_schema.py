@@ -50,7 +50,8 @@ CREATE TABLE incidents (
 """
 
 # Where versions come from and who released them. What an older file has was released by the end of
-# a run alone, and every version was made from the one before it.
+# a run alone, and every version was made from the one before it. The index answers what is counted
+# over all updates, without reading them.
 _SECOND_REG: Final = """
 CREATE TABLE lineage (
     version INTEGER PRIMARY KEY, parent INTEGER, counted INTEGER NOT NULL, weight INTEGER NOT NULL,
@@ -64,6 +65,7 @@ INSERT INTO lineage
         (SELECT COALESCE(MAX(LENGTH(served)), 0) FROM tensors),
         (SELECT r.metrics FROM rounds r WHERE r.version = m.version)
     FROM models m;
+CREATE INDEX updates_by_outcome ON updates (counted, reason, device, weight, bytes);
 ALTER TABLE releases ADD COLUMN actor TEXT NOT NULL DEFAULT 'run_over';
 ALTER TABLE releases ADD COLUMN action TEXT NOT NULL DEFAULT 'promote';
 ALTER TABLE releases ADD COLUMN from_version INTEGER;

@@ -13,6 +13,7 @@ from coordinator.calls import Calls
 from coordinator.config import Rounds
 from coordinator.http import Desk
 from coordinator.http._app import make_app
+from coordinator.http._guard import Bucket
 from coordinator.status import take_status
 from tests.support.loopback import Loopback
 
@@ -55,7 +56,7 @@ class Api:
             coordinator=self.loopback.coordinator,
             call_s_max=call_s_max,
         )
-        app: Any = make_app(self.desk, TOKEN, hosts=LOOPBACK_HOSTS)
+        app: Any = make_app(self.desk, TOKEN, hosts=LOOPBACK_HOSTS, bucket=Bucket(1e9, 1e9))
         self._transport = ASGITransport(app, raise_app_exceptions=False)
 
     async def _ask(self, method: str, path: str, **more: Any) -> Response:

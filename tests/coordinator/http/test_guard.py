@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.http._guard import BODY_BYTES_MAX, BodyTooLargeError, Guard
+from coordinator.http._guard import BODY_BYTES_MAX, BodyTooLargeError, Bucket, Guard
 from tests.support.http_api import TOKEN, Api
 
 
@@ -96,6 +96,31 @@ def test_a_path_that_is_none_is_refused_by_a_typed_error(api: Api, path: str) ->
 def test_a_path_without_end_is_refused(api: Api) -> None:
     answer = api.ask("GET", "/v1/devices?after=" + "x" * 4_000)
     assert (answer.status_code, answer.json()["error"]) == (414, "too_large")
+
+
+def test_a_flood_is_served_as_much_as_the_bucket_holds_and_no_more() -> None:
+    now_s = 0.0
+    bucket = Bucket(per_s=10.0, at_once=5.0, steady=lambda: now_s)
+    assert [bucket.take() for _ in range(7)] == [True] * 5 + [False] * 2
+    now_s = 0.25
+    assert [bucket.take() for _ in range(3)] == [True, True, False]
+    now_s = 1e6
+    assert sum(bucket.take() for _ in range(100)) == 5
+
+
+def test_who_asks_too_often_is_told_to_come_again() -> None:
+    sent: list[Any] = []
+
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise AssertionError("it was let through")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    guard = Guard(app, hosts=None, bucket=Bucket(0.0, 0.0))
+    asyncio.run(guard(SCOPE, forever, send))
+    assert sent[0]["status"] == 429
+    assert b"too_many_requests" in sent[1]["body"]
 
 
 # -- time ----------------------------------------------------------------------------------------
