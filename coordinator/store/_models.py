@@ -28,10 +28,7 @@ class ModelTables(Database):
     """Versions, whole tensors of some of them, privacy spends."""
 
     def add_model(self, commit: ModelCommit, now_s: float) -> None:
-        """Write a version; whoever closes a round does so in the same transaction.
-
-        The updates that count are settled before, in it: what went into the version is read there.
-        """
+        """Write a version; whoever closes a round does so in the same transaction."""
         self._db.execute(
             "INSERT INTO models (version, round, digest, delta, created_at) VALUES (?, ?, ?, ?, ?)",
             (commit.version, commit.round, commit.digest, commit.delta, now_s),
@@ -42,17 +39,15 @@ class ModelTables(Database):
         self._add_lineage(commit)
 
     def _add_lineage(self, commit: ModelCommit) -> None:
-        """Write what a version was made of."""
-        row = self._one(
-            "SELECT COUNT(*) AS counted, COALESCE(SUM(weight), 0) AS weight FROM updates"
-            " WHERE round = ? AND counted = 1",
-            (commit.round,),
-        )
-        counted, weight = (0, 0) if row is None else (row["counted"], row["weight"])
+        """Write what a version was made of: of the accepted updates, whatever round each was of."""
+        weight = 0
+        for update_id in commit.accepted:
+            row = self._one("SELECT weight FROM updates WHERE update_id = ?", (update_id,))
+            weight += 0 if row is None else int(row["weight"])
         parent = commit.version - 1 if commit.version else None
         self._db.execute(
             "INSERT INTO lineage (version, parent, counted, weight, bytes) VALUES (?, ?, ?, ?, ?)",
-            (commit.version, parent, counted, weight, len(commit.served)),
+            (commit.version, parent, len(commit.accepted), weight, len(commit.served)),
         )
 
     def keep_tensors(self, versions: frozenset[int]) -> None:
