@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from coordinator import quarantine
 from coordinator.conductor import Conductor
 from coordinator.config import FederationConfig
 from coordinator.downloads import Downloads
@@ -295,6 +296,13 @@ class Coordinator:
         for device in sorted(self._devices):
             self._publish(Release(version, digest, alias), device)
 
+    def pardon(self, device: str, now_s: float) -> None:
+        """Forget what speaks against a device; one that was quarantined is asked to speak again."""
+        before = quarantine.pardon(self.store, device, now_s)
+        if before.quarantined_until is not None and device in self._devices:
+            check_in = self._check_ins.get(device, 0)
+            self._publish(ComeBackAt(check_in, 0.0, quarantine.PARDONED), device)
+
     def _run_over(self, now_s: float) -> None:
         """Every round is closed: what came of them becomes the model that apps use."""
         released = self.store.released(STABLE)
@@ -376,6 +384,11 @@ class Coordinator:
             self.rounds.lose(device, "deadline_passed", now_s)
         if self.finished:
             self._publish(ComeBackAt(message.check_in, IDLE_COME_BACK_S, "run_over"), device)
+            return
+        until_s = self.rounds.quarantine.until_s(device, now_s)
+        if until_s is not None:
+            delay_s = min(until_s - now_s, quarantine.COME_BACK_S)
+            self._publish(ComeBackAt(message.check_in, delay_s, quarantine.QUARANTINED), device)
             return
         self.leases.check_in(device, message, now_s)
         self.rounds.plan_soon(now_s)

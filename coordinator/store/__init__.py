@@ -9,17 +9,26 @@ rather than the code above them:
 - `spool` holds the payload of each receipted update until its round is closed; a payload and its
   ledger row appear together.
 - `models` grows by one version at a time; the version, the settlements of its round and the round's
-  end appear together.
+  end appear together, and so do what the strategy keeps (`strategy_memory`) and the strikes.
+- `audit` only grows: who was struck, quarantined, let back and pardoned, when and why.
 """
 
 from coordinator.store._database import StoreError
 from coordinator.store._devices import DeviceTables
 from coordinator.store._ledger import LedgerTables, UpdateRow
 from coordinator.store._models import ModelCommit
+from coordinator.store._standing import AuditRow, Standing, StandingTables
 
 
-class Store(DeviceTables, LedgerTables):
+class Store(DeviceTables, LedgerTables, StandingTables):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 
-__all__ = ["ModelCommit", "Store", "StoreError", "UpdateRow"]
+__all__ = [
+    "AuditRow",
+    "ModelCommit",
+    "Standing",
+    "Store",
+    "StoreError",
+    "UpdateRow",
+]
