@@ -336,7 +336,7 @@ class Conductor:
             self._store.settle(settled)
             if offence is not None:
                 out = self.quarantine.strike(
-                    device, settled.round, offence, 1.0, None, settled.settled_at_s
+                    device, settled.round, settled.settled_at_s, reason=offence
                 )
         if out:
             self._keep_out(device, offence or "")

@@ -106,10 +106,25 @@ class Quarantine:
         return self.until_s(device, now_s) is not None
 
     def strike(
-        self, device: str, round_number: int, reason: str, strike: float, score: float | None,
+        self,
+        device: str,
+        round_number: int,
         now_s: float,
-    ) -> bool:  # fmt: skip
-        """Take one update into account; returns whether the device is quarantined for it."""
+        *,
+        reason: str,
+        strike: float = 1.0,
+        score: float | None = None,
+    ) -> bool:
+        """Take one update into account; returns whether the device is quarantined for it.
+
+        Args:
+            device: whose.
+            round_number: of which round.
+            now_s: unix seconds.
+            reason: a word for the trail.
+            strike: -1 to 1, see `Score.strike`.
+            score: the figure that it follows from.
+        """
         standing = self._store.standing(device)
         if standing.quarantined_until is not None:
             return False
@@ -148,7 +163,12 @@ class Quarantine:
         for score in scores:
             figure = score.norm_ratio if score.why == "too_long" else score.cosine
             if self.strike(
-                score.device, round_number, score.why or "clean", score.strike, figure, now_s
+                score.device,
+                round_number,
+                now_s,
+                reason=score.why or "clean",
+                strike=score.strike,
+                score=figure,
             ):
                 out.append((score.device, score.why))
         return out

@@ -1,11 +1,12 @@
 """What a device sends that means harm: whole and signed updates, made to spoil the model.
 
 The attacker has trained as everybody has, and knows the codec: what it sends decodes, is of the
-right shape and (but for `nan`) finite. Only rules that compare devices can tell it from honest work.
+right shape and (but for `nan`) finite. Only rules that compare devices can tell it from honest
+work.
 """
 
 import zlib
-from typing import Final, Literal, get_args
+from typing import Final
 
 import numpy as np
 
@@ -14,14 +15,13 @@ from quantization.payload import HEADER_BYTES
 from wire import Schema, limits
 from wire.errors import LocalProtocolError
 
-Attack = Literal["sign_flip", "scale", "nan", "lie_samples"]
-ATTACKS: Final[tuple[str, ...]] = get_args(Attack)
+ATTACKS: Final = frozenset({"sign_flip", "scale", "nan", "lie_samples"})
 LIE_EXAMPLES: Final = 1_000_000
 _CHECK_BYTES: Final = 4
 
 
 def spoil(
-    attack: Attack, payload: bytes, num_examples: int, schema: Schema, *, codec: str, amount: float
+    attack: str, payload: bytes, num_examples: int, schema: Schema, *, codec: str, amount: float
 ) -> tuple[bytes, int]:
     """What an attacker makes of its update.
 

@@ -75,7 +75,7 @@ def yogi(beta1: float, beta2: float, tau: float) -> Step:
 
 
 def _adaptive(name: str, second: Callable[[Flat, Flat], Flat], beta1: float, tau: float) -> Step:
-    """m <- beta1 m + (1 - beta1) change; the change is m / (sqrt(v) + tau).
+    """Both moments: m <- beta1 m + (1 - beta1) change; the change is m / (sqrt(v) + tau).
 
     v begins at tau**2, the least that Reddi et al. allow (algorithm 2, initialization).
     """
@@ -148,9 +148,7 @@ class Strategy:
         """Take an update, or raise and leave nothing of it; returns its norm."""
         return self.rule.accumulate(total, payload, weight, share)
 
-    def finish(
-        self, total: Accumulator, memory: Memory, of: Round
-    ) -> tuple[Flat, Common, Memory]:
+    def finish(self, total: Accumulator, memory: Memory, of: Round) -> tuple[Flat, Common, Memory]:
         """The change of the model, what the rule made, and what the next round begins with."""
         common = self.rule.finish(total, of)
         change, states = common.change, []
