@@ -204,8 +204,8 @@ def test_a_fifth_of_liars_cannot_carry_the_change_away(
     bad = count // 5
     rows[:bad] *= factor
     weights = [WEIGHT_CAP] * bad + [20] * (count - bad)
-    rows = np.clip(rows, -4_000.0, 4_000.0).astype(np.float32)
-    change = flat(Updates(rows, weights).aggregate(plan_of(rule)))
+    sent = np.asarray(np.clip(rows, -4_000.0, 4_000.0), np.float32)
+    change = flat(Updates(sent, weights).aggregate(plan_of(rule)))
     honest = rows[bad:].mean(axis=0)
     assert np.linalg.norm(change) <= 1.5 * np.linalg.norm(honest)
     assert float(change @ honest) > 0.0

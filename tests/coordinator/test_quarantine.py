@@ -13,7 +13,7 @@ from coordinator.config import Rounds
 from coordinator.quarantine import PROBATION, Quarantine, judge, let_back
 from coordinator.store import Standing, Store
 from tests.support.loopback import Loopback
-from wire import frames
+from wire import frames, topics
 from wire.messages import ComeBackAt
 
 HOUR_S = 3_600.0
@@ -148,16 +148,10 @@ def come_backs(loopback: Loopback, said: list[tuple[str, bytes]]) -> list[ComeBa
     found = []
     for topic, data in said:
         if data[4] == ComeBackAt.KIND and loopback.devices[0].session.device in topic:
-            message = frames.decode(frames.parse(data), loopback_address(topic))
+            message = frames.decode(frames.parse(data), topics.parse(topic))
             assert isinstance(message, ComeBackAt)
             found.append(message)
     return found
-
-
-def loopback_address(topic: str):  # type: ignore[no-untyped-def] # the wire's own type
-    from wire import topics  # noqa: PLC0415 - for this alone
-
-    return topics.parse(topic)
 
 
 def test_a_quarantined_device_is_told_to_come_back_and_not_invited_until_it_is_pardoned(
