@@ -8,6 +8,7 @@ from coordinator.broker import BrokerMissingError, BrokerStartError, EmbeddedBro
 from coordinator.config import FederationConfig, load_config
 from coordinator.gateway import EMBEDDED_PORT, Gateway, TaskModelError, broker_url
 from coordinator.identity import STORE_FILE, init_state, load_identity, make_tokens, write_tokens
+from coordinator.quarantine import pardon
 from coordinator.service import Coordinator
 from coordinator.store import Store, StoreError, UpdateRow
 
@@ -29,5 +30,6 @@ __all__ = [
     "load_config",
     "load_identity",
     "make_tokens",
+    "pardon",
     "write_tokens",
 ]

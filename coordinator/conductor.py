@@ -13,11 +13,13 @@ import msgspec
 import numpy as np
 
 from coordinator import round as rounds
+from coordinator.aggregation import RoundAggregation
 from coordinator.config import FederationConfig
 from coordinator.evaluation import Evaluator, evaluate, pooled_metrics
 from coordinator.leases import Leases
 from coordinator.models import Models
 from coordinator.planner import Planner
+from coordinator.quarantine import QUARANTINED, Quarantine
 from coordinator.signals import (
     Accepted,
     ClockSet,
@@ -35,7 +37,6 @@ from coordinator.signals import (
     Validate,
 )
 from coordinator.store import Store
-from quantization import Accumulator
 from wire import (
     CancelWake,
     Effect,
@@ -124,8 +125,16 @@ class Conductor:
             first_gathering=first_gathering,
             gathering_until_s=gathering_until_s,
         )
+        self.quarantine = Quarantine(
+            store,
+            strikes_max=config.aggregation.strikes_max,
+            quarantine_s=config.aggregation.quarantine_s,
+            share_max=config.aggregation.attackers_max,
+        )
         self._payloads: dict[bytes, bytes] = {}
-        self._sum: Accumulator | None = None
+        self._aggregation: RoundAggregation | None = None
+        # Why an update that is about to be settled was refused: its device's fault.
+        self._offences: dict[bytes, str] = {}
         self._events: deque[object] = deque()
         self._traffic_before = (0, 0)
         self._declines: dict[str, str] = {}
@@ -211,6 +220,7 @@ class Conductor:
         """Somebody has set the clock: what was to happen in a while still does."""
         self.timers = {timer: at_s + by_s for timer, at_s in self.timers.items()}
         self.planner.on_clock_step(by_s)
+        self.quarantine.on_clock_step(by_s)
         if self.is_open:
             self.step(ClockSet(by_s), now_s)
 
@@ -265,7 +275,7 @@ class Conductor:
             base_version=self._models.version,
             base_digest=self._models.digest,
             plan=self._config.plan((self._seed * 1_000_003 + number) & _SEED_MASK),
-            codec=self._config.uplink.spec_for(cohort),
+            codec=self._config.uplink_spec(cohort),
             cohort=cohort,
             needed=config.needed,
             invited={lease.device: lease.check_in for lease in chosen},
@@ -273,6 +283,7 @@ class Conductor:
             deadline_at_s=deadline_at_s,
             chunk_bytes_max=self.chunk_bytes_max,
             weight_cap=self._config.aggregation.weight_cap,
+            aggregation=self._config.aggregation.plan(),
         )
         for lease in chosen:
             self._leases.end(lease.device)
@@ -284,7 +295,8 @@ class Conductor:
         self.round = rounds.RoundState()
         self._traffic_before = self._traffic()
         self._declines = {}
-        self._sum = self._models.sum(weight_cap=opened.weight_cap, updates_max=len(opened.invited))
+        self._offences = {}
+        self._aggregation = RoundAggregation(self._models.schema, opened, self._models.memory)
 
     # -- effects -----------------------------------------------------------------------------
 
@@ -301,7 +313,7 @@ class Conductor:
             case CancelWake(timer):
                 self.timers.pop(timer, None)
             case Validate():
-                self._events.append(self._validate(effect))
+                self._events.append(self._validate(effect, now_s))
             case Commit():
                 self._events.append(self._commit(effect, now_s))
             case Report():
@@ -317,7 +329,7 @@ class Conductor:
             case UpdateStored():
                 self._store.store_update(record, self._payloads[record.update_id])
             case UpdateSettled():
-                self._store.settle(record)
+                self._settle(record)
             case RoundAbandoned():
                 self._store.abandon_round(record)
                 self._note_course(record.round)
@@ -325,29 +337,59 @@ class Conductor:
             case _:
                 raise LocalProtocolError(f"no place for {type(record).__name__}")
 
-    def _validate(self, effect: Validate) -> Accepted | Rejected:
-        if self._sum is None:
+    def _validate(self, effect: Validate, now_s: float) -> Accepted | Rejected:
+        if self._aggregation is None:
             raise LocalProtocolError("no round is being summed")
-        payload = self._payloads.get(effect.update_id)
+        if self.quarantine.is_out(effect.device, now_s):
+            return Rejected(effect.update_id, QUARANTINED)
+        payload = self._payload(effect.update_id)
         try:
-            self._sum.add(payload or self._store.payload(effect.update_id), effect.weight)
+            self._aggregation.accept(effect.update_id, effect.device, effect.weight, payload)
         except RemoteProtocolError as error:
             self._count_incident(effect.device, error)
+            self._offences[effect.update_id] = error.reason
             return Rejected(effect.update_id, error.reason)
         return Accepted(effect.update_id)
 
+    def _settle(self, settled: UpdateSettled) -> None:
+        """Decide an update that does not count; if it was no update, its device is struck."""
+        offence = self._offences.pop(settled.update_id, None)
+        device = self.round.owners[settled.update_id]
+        out = False
+        with self._store.transaction():
+            self._store.settle(settled)
+            if offence is not None:
+                out = self.quarantine.strike(
+                    device, settled.round, settled.settled_at_s, reason=offence
+                )
+        if out:
+            self._keep_out(device, offence or "")
+
+    def _keep_out(self, device: str, why: str) -> None:
+        self._leases.end(device)
+        self._observe(Report("quarantined", why, device))
+
     def _commit(self, effect: Commit, now_s: float) -> Committed:
-        if self._sum is None:
+        if self._aggregation is None:
             raise LocalProtocolError("no round is being summed")
         with np.errstate(over="raise", invalid="raise", divide="raise"):
-            commit, state = self._models.next_version(self._sum, effect.round, effect.accepted)
+            outcome = self._aggregation.finish(effect.accepted, read=self._payload)
+            commit, state = self._models.next_version(
+                outcome.change, effect.round, effect.accepted, outcome.memory
+            )
         with self._store.transaction():  # an operator may release a version at this very moment
             self._store.commit_round(commit, now_s, keep=self._needed_versions())
+            kept_out = self.quarantine.score(outcome.scores, effect.round, now_s)
         self._models.adopt(commit, state)
-        self._sum = None
+        self._aggregation = None
         self.planner.round_committed([self.round.owners[key] for key in effect.accepted])
+        for device, why in kept_out:
+            self._keep_out(device, why)
         self._after_commit(effect.round, now_s)
         return Committed(commit.version, commit.digest)
+
+    def _payload(self, update_id: bytes) -> bytes:
+        return self._payloads.get(update_id) or self._store.payload(update_id)
 
     def _after_commit(self, round_number: int, now_s: float) -> None:
         """What is told of a version, none of which it depends on."""

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
+from coordinator.signals import AggregationPlan
 from quantization import AutoRule, check_spec, name_of, resolve_downlink
 from wire import LocalProtocolError, limits, settings, topics
 from wire.messages import Plan
@@ -68,11 +69,58 @@ class Selection(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Aggregation(Struct, frozen=True, forbid_unknown_fields=True):
-    """[aggregation]: how updates become a model."""
+    """[aggregation]: how updates become a model, and who is kept out of it."""
 
-    strategy: Literal["fedavg"] = "fedavg"
-    robust: Literal["none"] = "none"
+    strategy: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    robust: Literal[
+        "none", "norm_clip", "median", "trimmed_mean", "multi_krum", "geometric_median"
+    ] = "norm_clip"
     weight_cap: Annotated[int, Meta(ge=1, le=limits.WEIGHT_MAX)] = 1000
+    weight_ratio_max: Annotated[float, Meta(ge=0.0, le=1e6)] = 2.0
+    clip_quantile: Share = 0.5
+    attackers_max: Annotated[float, Meta(ge=0.0, lt=0.5)] = 0.3
+    server_learning_rate: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
+    server_momentum: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
+    beta2: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
+    tau: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
+    proximal_mu: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
+    strikes_max: Annotated[int, Meta(ge=0, le=1_000)] = 3
+    quarantine_s: Annotated[float, Meta(gt=0.0, le=31_536_000.0)] = 86_400.0
+
+    @property
+    def mu(self) -> float:
+        """FedProx's mu, as devices get it."""
+        return self.proximal_mu or _OWN[self.strategy].get("proximal_mu", 0.0)
+
+    def plan(self) -> AggregationPlan:
+        """What a round is opened with: zeros replaced by what the strategy uses by itself."""
+        own = _OWN[self.strategy]
+        robust = self.robust != "none"
+        return AggregationPlan(
+            strategy=self.strategy,
+            robust=self.robust,
+            server_learning_rate=self.server_learning_rate or own["server_learning_rate"],
+            server_momentum=self.server_momentum or own.get("server_momentum", 0.0),
+            beta2=self.beta2 or own.get("beta2", 0.0),
+            tau=self.tau or own.get("tau", 0.0),
+            weight_ratio_max=self.weight_ratio_max if robust else 0.0,
+            attackers_max=self.attackers_max,
+            clip_quantile=self.clip_quantile,
+        )
+
+
+# What each strategy uses where the file has 0; a key that is not here is not the strategy's.
+# Reddi et al. 2021, section 5 and appendix D; Hsu et al. 2019, section 4.3.
+_OWN: Final[dict[str, dict[str, float]]] = {
+    "fedavg": {"server_learning_rate": 1.0},
+    "fedprox": {"server_learning_rate": 1.0, "proximal_mu": 0.01},
+    "fedavgm": {"server_learning_rate": 0.3, "server_momentum": 0.9},
+    "fedadam": {"server_learning_rate": 0.01, "server_momentum": 0.9, "beta2": 0.99, "tau": 1e-3},
+    "fedyogi": {"server_learning_rate": 0.01, "server_momentum": 0.9, "beta2": 0.99, "tau": 1e-3},
+}
+_BY_COORDINATE: Final = ("median", "trimmed_mean")
+_DENSE: Final = "eden1"
+_STRATEGY_KEYS: Final = ("server_momentum", "beta2", "tau")
 
 
 class Uplink(Struct, frozen=True, forbid_unknown_fields=True):
@@ -140,6 +188,18 @@ class FederationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     broker: Broker = Broker()
     fleet: Fleet = Fleet()
 
+    def uplink_spec(self, cohort: int) -> str:
+        """What an invitation to a round of `cohort` updates names as its codec.
+
+        Sparse updates are right on average and 0 in most places, and so is the middle one of many:
+        rules by coordinate get what says a little of every value (docs/adr/0014).
+        """
+        by_coordinate = self.aggregation.robust in _BY_COORDINATE
+        bounded = self.uplink.payload_bytes_max
+        if by_coordinate and self.uplink.codec == _AUTO and not bounded:
+            return _DENSE
+        return self.uplink.spec_for(cohort)
+
     def plan(self, seed: int) -> Plan:
         """What devices are asked to do in a round with this public seed."""
         return Plan(
@@ -147,6 +207,7 @@ class FederationConfig(Struct, frozen=True, forbid_unknown_fields=True):
             batch=self.rounds.batch,
             learning_rate=self.rounds.learning_rate,
             seed=seed,
+            proximal_mu=self.aggregation.mu,
         )
 
 
@@ -165,6 +226,7 @@ def load_config(path: Path) -> FederationConfig:
             " lower-case letters, digits, dots, dashes or underscores, and not 'enrol'"
         )
     _check_codecs(config, text, path)
+    _check_strategy(config, text, path)
     if config.privacy.noise_multiplier > 0.0:
         line = settings.locate_line(text, ("privacy", "noise_multiplier"))
         raise settings.SettingsError(
@@ -172,6 +234,18 @@ def load_config(path: Path) -> FederationConfig:
             f" {config.privacy.mode!r}; write 0.0"
         )
     return config
+
+
+def _check_strategy(config: FederationConfig, text: str, path: Path) -> None:
+    strategy = config.aggregation.strategy
+    for key in _STRATEGY_KEYS:
+        if getattr(config.aggregation, key) and key not in _OWN[strategy]:
+            line = settings.locate_line(text, ("aggregation", key))
+            users = [name for name, own in _OWN.items() if key in own]
+            raise settings.SettingsError(
+                f"{path}:{line}: [aggregation] {key}: strategy {strategy!r} has none; leave it out,"
+                f" or choose {' or '.join(users)}"
+            )
 
 
 def _check_codecs(config: FederationConfig, text: str, path: Path) -> None:

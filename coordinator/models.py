@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from coordinator.store import ModelCommit, Store, StoreError
-from quantization import Accumulator, ChainState, DownlinkChain, payload_bytes_max
+from quantization import ChainState, DownlinkChain, payload_bytes_max
 from wire import Manifest, Schema, Tensors, limits, tensors_digest
 
 _BUNDLES_KEPT: Final = 8
@@ -84,7 +84,8 @@ class Models:
         if latest is None:
             first = {spec.name: manifest.tensors[spec.name] for spec in self.schema.tensors}
             self._state = ChainState(0, first, dict(first))
-            commit = self._commit_of(self._state, 0, b"", ())
+            self.memory = b""
+            commit = self._commit_of(self._state, 0, b"", (), b"")
             self.digest = commit.digest
             store.add_first_model(commit, now_s)
             store.put("schema_digest", digest)
@@ -94,6 +95,7 @@ class Models:
                 raise StoreError(f"{store.path}: the tensors of version {latest} are missing")
             served, exact = (tensors_from_bytes(self.schema, data) for data in kept)
             self._state = ChainState(latest, served, exact)
+            self.memory = store.strategy_memory(latest)
             self.digest = bytes.fromhex(tensors_digest(self.schema, served))
             row = store.model(latest)
             if row is None or row["digest"] != self.digest:
@@ -123,29 +125,35 @@ class Models:
         """All tensors, those that do not travel as the task made them, in the manifest's order."""
         return self.manifest.complete(served)
 
-    def sum(self, *, weight_cap: int, updates_max: int) -> Accumulator:
-        """A fresh accumulator for one round."""
-        return Accumulator(self.schema, weight_cap=weight_cap, updates_max=updates_max)
-
     def next_version(
-        self, total: Accumulator, round_number: int, accepted: tuple[bytes, ...]
+        self, change: Tensors, round_number: int, accepted: tuple[bytes, ...], memory: bytes = b""
     ) -> tuple[ModelCommit, ChainState]:
-        """FedAvg (McMahan et al. 2017, algorithm 1): the weighted mean of deltas, added.
+        """The latest version plus what a round's updates have come to.
+
+        Args:
+            change: of every tensor.
+            round_number: whose.
+            accepted: the updates that it came of.
+            memory: what the strategy keeps; it belongs to the version, and is written with it.
 
         Returns:
             What to write, and the new state for `adopt` once it is written.
         """
-        mean, _weight = total.finish()
-        exact = {name: self.exact[name] + mean[name] for name in self.exact}
+        exact = {name: self.exact[name] + change[name] for name in self.exact}
         delta, state = self._chain.advance(self._state, exact, seed=round_number)
-        return self._commit_of(state, round_number, delta, accepted), state
+        return self._commit_of(state, round_number, delta, accepted, memory), state
 
     def adopt(self, commit: ModelCommit, state: ChainState) -> None:
         """Make a version that is on disk the latest."""
-        self._state, self.digest = state, commit.digest
+        self._state, self.digest, self.memory = state, commit.digest, commit.memory
 
     def _commit_of(
-        self, state: ChainState, round_number: int, delta: bytes, accepted: tuple[bytes, ...]
+        self,
+        state: ChainState,
+        round_number: int,
+        delta: bytes,
+        accepted: tuple[bytes, ...],
+        memory: bytes,
     ) -> ModelCommit:
         return ModelCommit(
             round=round_number,
@@ -155,6 +163,7 @@ class Models:
             served=tensors_to_bytes(self.schema, state.served),
             exact=tensors_to_bytes(self.schema, state.exact),
             accepted=accepted,
+            memory=memory,
         )
 
     # -- the way down ------------------------------------------------------------------------

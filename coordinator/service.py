@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from coordinator import quarantine
 from coordinator.conductor import Conductor
 from coordinator.config import FederationConfig
 from coordinator.downloads import Downloads
@@ -297,6 +298,24 @@ class Coordinator:
 
     # -- what an operator asks for: the rest is in `releases` and `rounds` --------------------
 
+    def pardon(self, device: str, now_s: float) -> bool:
+        """Forget what speaks against a device; one that was quarantined is asked to speak again.
+
+        Returns:
+            Whether it was quarantined.
+
+        Raises:
+            UnknownSenderError: no such device is enrolled here.
+        """
+        if device not in self._devices:
+            raise UnknownSenderError(f"{device} is not enrolled here")
+        before = quarantine.pardon(self.store, device, now_s)
+        if before.quarantined_until is None:
+            return False
+        check_in = self._check_ins.get(device, 0)
+        self._publish(ComeBackAt(check_in, 0.0, quarantine.PARDONED), device)
+        return True
+
     def revoke(self, device: str, reason: str, now_s: float) -> bool:
         """Take a device out for good, and tell it; False when it is out already.
 
@@ -389,6 +408,11 @@ class Coordinator:
             self.rounds.lose(device, "deadline_passed", now_s)
         if self.finished:
             self._publish(ComeBackAt(message.check_in, IDLE_COME_BACK_S, "run_over"), device)
+            return
+        until_s = self.rounds.quarantine.until_s(device, now_s)
+        if until_s is not None:
+            delay_s = min(until_s - now_s, quarantine.COME_BACK_S)
+            self._publish(ComeBackAt(message.check_in, delay_s, quarantine.QUARANTINED), device)
             return
         self.leases.check_in(device, message, now_s)
         self.rounds.plan_soon(now_s)

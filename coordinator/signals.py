@@ -13,6 +13,27 @@ from wire import Effect, Plan
 # -- what the driver persists --------------------------------------------------------------------
 
 
+class AggregationPlan(msgspec.Struct, frozen=True):
+    """How a round's updates become a version: with their payloads, all that its bits follow from.
+
+    The defaults are what rounds did that were written before there was a choice.
+
+    `strategy` and `robust` are as in the file, and so are the numbers, with what each strategy uses
+    by itself filled in. `weight_ratio_max` is how many times the cohort's median weight one update
+    may weigh, 0 for no such bound.
+    """
+
+    strategy: str = "fedavg"
+    robust: str = "none"
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.0
+    beta2: float = 0.0
+    tau: float = 0.0
+    weight_ratio_max: float = 0.0
+    attackers_max: float = 0.0
+    clip_quantile: float = 0.5
+
+
 class RoundOpened(msgspec.Struct, frozen=True):
     """A round exists, with everything that a restart needs to go on with it.
 
@@ -32,6 +53,7 @@ class RoundOpened(msgspec.Struct, frozen=True):
     deadline_at_s: float
     chunk_bytes_max: int
     weight_cap: int
+    aggregation: AggregationPlan = AggregationPlan()
 
 
 class UpdateStored(msgspec.Struct, frozen=True):

@@ -19,10 +19,10 @@ from coordinator.signals import RoundOpened
 from coordinator.store import UpdateRow
 from edge_sdk import Model
 from edge_sdk.session import Phase
+from fleet import reference
 from fleet.device_host import DeviceHost, VirtualDevice
 from fleet.spending import BEGINNINGS, Book
 from fleet.virtual import VirtualFleet
-from quantization import decode
 from wire import frames, limits, tensors_digest, topics
 from wire.messages import Invite, Message, Receipt, Release, Settled
 
@@ -65,6 +65,7 @@ class Evidence:
     version_before: int = 0
     released: set[int] = field(default_factory=lambda: {0})
     exact: dict[int, dict[str, Any]] = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
     settled_on_devices: dict[str, int] = field(default_factory=dict)
     stirred: list[DeviceHost] = field(default_factory=list)
     books: dict[str, Book] = field(default_factory=dict)
@@ -230,7 +231,7 @@ def versions_grow_one_by_one(evidence: Evidence) -> None:
 
 
 def the_model_is_the_mean_of_what_counted(evidence: Evidence) -> None:
-    """A new version is the one before plus the weighted mean of its round's counted payloads."""
+    """A new version is the one before plus what its round's rule makes of the counted payloads."""
     if evidence.version in evidence.exact:
         return
     models = evidence.fleet.coordinator.models
@@ -250,17 +251,34 @@ def the_model_is_the_mean_of_what_counted(evidence: Evidence) -> None:
     before = evidence.exact.get(evidence.version - 1)
     if before is None:
         return
-    counted = [r for r in evidence.ledger.values() if r.counted and r.round == row["round"]]
-    weight = sum(r.weight for r in counted)
+    counted = sorted(
+        (r for r in evidence.ledger.values() if r.counted and r.round == row["round"]),
+        key=lambda r: r.update_id,
+    )
+    plan = evidence.rounds[row["round"]][1].aggregation
+    updates = reference.matrix_of([disk.payloads[r.update_id] for r in counted], models.schema)
+    change = reference.aggregate(plan, updates, [r.weight for r in counted], evidence.norms)
+    norms = [*evidence.norms, *np.linalg.norm(updates, axis=1).tolist()]
+    evidence.norms = norms[-reference.NORMS_KEPT :]
+    start = 0
     for name, values in exact.items():
-        mean = sum(
-            r.weight * decode(disk.payloads[r.update_id], models.schema)[name].astype(np.float64)
-            for r in counted
-        )
-        if not np.allclose(values, before[name] + mean / weight, rtol=0.0, atol=1e-5):
+        step = change[start : start + values.size].reshape(values.shape)
+        start += values.size
+        wanted = before[name] + plan.server_learning_rate * step
+        if not np.allclose(values, wanted, rtol=0.0, atol=1e-5):
             raise ViolationError(
                 "the_model_is_the_mean_of_what_counted", f"version {evidence.version}: {name}"
             )
+
+
+def nobody_honest_is_quarantined(evidence: Evidence) -> None:
+    """No device of these worlds means harm: whatever breaks, none is taken for an attacker."""
+    store = evidence.fleet.gateway.disk.database
+    rows = store.execute(
+        "SELECT device FROM standing WHERE quarantined_until IS NOT NULL"
+    ).fetchall()
+    if rows:
+        raise ViolationError("nobody_honest_is_quarantined", rows[0]["device"])
 
 
 def a_committed_round_has_its_quorum(evidence: Evidence) -> None:
@@ -416,6 +434,7 @@ LEDGER_CHECKERS: Final = (
     what_is_spooled_is_what_was_offered,
     versions_grow_one_by_one,
     the_model_is_the_mean_of_what_counted,
+    nobody_honest_is_quarantined,
     a_committed_round_has_its_quorum,
 )
 EVENT_CHECKERS: Final = (

@@ -19,6 +19,7 @@ from edge_sdk.journal import Enrolment, Journal
 from edge_sdk.models import ModelShelf
 from edge_sdk.signals import GateClosed, GateOpened, Trained, TrainingFailed
 from edge_sdk.work import TrainingWork
+from fleet.attacks import ATTACKS, spoil
 from fleet.faults import Fault
 from wire import Crypto, Manifest, Plan, Report, Signer, Tensors, Traffic, frames, topics
 from wire.messages import Leave
@@ -172,8 +173,7 @@ class EmulatedDevice(Generic[LinkT]):
         """Training is over; what a faulty device makes of it comes here."""
         if isinstance(event, Trained) and not work.stopped:
             self.counts.trained += 1
-            if self._fault is not None and self._fault.kind == "garbage":
-                event = self._spoil(work, event)
+            event = self._meddle(work, event)
             self.counts.payload_bytes += len(work.payload)
         self.driver.work_done(work, event, self._clock())
 
@@ -181,6 +181,31 @@ class EmulatedDevice(Generic[LinkT]):
         """Add up what a training has cost, where no battery does."""
         flops = self._manifest.step_flops * work.examples_seen
         self.counts.training_j += training_energy_j(self.profile, flops)
+
+    def _meddle(self, work: TrainingWork, event: Trained) -> Trained:
+        """What a device that means harm makes of its update; anybody else's stays as it is."""
+        fault = self._fault
+        if fault is None or event.sealed.round < fault.round:
+            return event
+        if fault.kind == "garbage":
+            return self._spoil(work, event)
+        if fault.kind not in ATTACKS:
+            return event
+        work.payload, examples = spoil(
+            fault.kind,
+            work.payload,
+            event.sealed.num_examples,
+            self._manifest.schema.shared,
+            codec=work.order.codec,
+            amount=fault.amount,
+        )
+        forged = msgspec.structs.replace(
+            event.sealed,
+            payload_bytes=len(work.payload),
+            payload_digest=hashlib.sha256(work.payload).digest(),
+            num_examples=examples,
+        )
+        return Trained(forged)
 
     def _spoil(self, work: TrainingWork, event: Trained) -> Trained:
         """An update that is signed, whole and wrong: one byte of its payload is another."""
@@ -245,7 +270,7 @@ class EmulatedDevice(Generic[LinkT]):
         if fault.kind == "garbage":
             self._send_garbage()
             return
-        if self._struck:
+        if self._struck or fault.kind in ATTACKS:
             return
         self._struck = True
         if fault.kind == "low_battery":

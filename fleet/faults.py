@@ -1,9 +1,9 @@
 """What goes wrong on purpose, as data: which devices, in which round, in which way.
 
 A fault file is TOML with one `[[fault]]` table for each; `docs/how-to/faults.md` has a line on each
-key. A fault strikes a device the first time that it trains in `round` or later; `garbage` strikes
-every time. `[[event]]` tables break anything at a given time: in virtual time alone, where there
-is one.
+key. A fault strikes a device the first time that it trains in `round` or later; `garbage` and the
+attacks strike every time. `[[event]]` tables break anything at a given time: in virtual time alone,
+where there is one.
 """
 
 import hashlib
@@ -16,7 +16,9 @@ from msgspec import Meta, Struct
 from wire import settings
 from wire.errors import PotluckError
 
-Kind = Literal["vanish", "garbage", "flap", "low_battery"]
+Kind = Literal[
+    "vanish", "garbage", "flap", "low_battery", "sign_flip", "scale", "nan", "lie_samples"
+]
 
 
 EventKind = Literal[
@@ -49,7 +51,8 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     """One way in which devices fail.
 
     `vanish`: loses its link for good. `garbage`: sends broken frames and a broken update. `flap`:
-    loses its link for `for_s`. `low_battery`: its gate closes for `for_s`.
+    loses its link for `for_s`. `low_battery`: its gate closes for `for_s`. The others are attacks,
+    see `fleet.attacks`; `amount` is how many times as long what `sign_flip` and `scale` send is.
     """
 
     kind: Kind
@@ -59,6 +62,7 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     ) = 1
     round: Annotated[int, Meta(ge=1)] = 1
     for_s: Annotated[float, Meta(gt=0.0, le=86_400.0)] = 1.0
+    amount: Annotated[float, Meta(gt=0.0, le=1e6)] = 10.0
 
 
 class Event(Struct, frozen=True, forbid_unknown_fields=True):

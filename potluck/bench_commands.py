@@ -1,4 +1,7 @@
-"""`potluck bench codec`: what codecs cost in accuracy and time, and save in bytes."""
+"""`potluck bench codec`: what codecs cost in accuracy and time, and save in bytes.
+
+`bench aggregate` is in `aggregate_bench`.
+"""
 
 import argparse
 import os
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from potluck import aggregate_bench
 from potluck.output import add_json, print_json
 from wire import PotluckError
 
@@ -65,6 +69,7 @@ def add_commands(commands: Any) -> None:
     codec.add_argument("--speed", action="store_true", help="time the codecs, train nothing")
     add_json(codec)
     codec.set_defaults(run=run_codec)
+    aggregate_bench.add_command(bench)
 
 
 def _count(text: str) -> int:

@@ -21,6 +21,7 @@ from coordinator import (
 from coordinator.broker import free_port
 from coordinator.gateway import BROKER_URL
 from edge_sdk import load_task
+from potluck import standing_commands
 from potluck.output import Reports, add_json, print_json, stop_on_signals
 from wire import BrokerAddress, Ed25519, PotluckError, Report, SystemSecrets
 
@@ -66,6 +67,8 @@ def add_commands(commands: Any) -> None:
     )
     add_json(run, "JSON Lines")
     run.set_defaults(run=run_coordinator)
+
+    standing_commands.add_commands(coordinator)
 
     enroll = commands.add_parser(
         "enroll",

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantization.accumulator import Accumulator
+    from quantization.accumulator import SHARE_UNITS, Accumulator, Portion
     from quantization.auto import AutoRule, PayloadBudgetError
     from quantization.bundle import Bundle, Step, apply_bundle, pack_bundle, unpack_bundle
     from quantization.codecs import (
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AUTO",
     "CODEC_NAMES",
+    "SHARE_UNITS",
     "Accumulator",
     "AutoRule",
     "Bundle",
@@ -55,6 +56,7 @@ __all__ = [
     "Payload",
     "PayloadBudgetError",
     "PieceValues",
+    "Portion",
     "SecaggInt",
     "Step",
     "apply_bundle",
@@ -76,7 +78,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "SHARE_UNITS": "accumulator",
     "Accumulator": "accumulator",
+    "Portion": "accumulator",
     "AutoRule": "auto",
     "PayloadBudgetError": "auto",
     "Bundle": "bundle",

@@ -58,9 +58,15 @@ def resume(desk: Desk) -> views.Done:
     return views.Done(desk.ask(act))
 
 
+def _pardon(coordinator: Coordinator, device: str, _reason: str, now_s: float) -> bool:
+    """Forget what speaks against a device."""
+    return coordinator.pardon(device, now_s)
+
+
 # One line an action: each becomes POST /v1/devices/{device}/NAME.
 DEVICE_ACTIONS: Final[Mapping[str, DeviceAction]] = MappingProxyType(
     {
+        "pardon": _pardon,
         "revoke": Coordinator.revoke,
     }
 )

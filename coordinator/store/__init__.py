@@ -10,7 +10,8 @@ rather than the code above them:
   ledger row appear together.
 - `releases` is only added to: what an alias means is its last row, and who moved it stays known.
 - `models` grows by one version at a time; the version, the settlements of its round and the round's
-  end appear together.
+  end appear together, and so do what the strategy keeps (`strategy_memory`) and the strikes.
+- `audit` only grows: who was struck, quarantined, let back and pardoned, when and why.
 """
 
 from coordinator.store._database import StoreError
@@ -18,16 +19,19 @@ from coordinator.store._ledger import UpdateRow
 from coordinator.store._models import ModelCommit
 from coordinator.store._pages import ClassCounts, Pages, UpdatePage
 from coordinator.store._registry import ReleaseRow, VersionRow
+from coordinator.store._standing import AuditRow, Standing, StandingTables
 
 
-class Store(Pages):
+class Store(Pages, StandingTables):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 
 __all__ = [
+    "AuditRow",
     "ClassCounts",
     "ModelCommit",
     "ReleaseRow",
+    "Standing",
     "Store",
     "StoreError",
     "UpdatePage",

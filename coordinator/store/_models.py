@@ -12,7 +12,8 @@ class ModelCommit:
     """All that closing a round writes at once.
 
     `served` and `exact` are the whole model, as devices can rebuild it and as it was aggregated;
-    `delta` is what turns the previous version's `served` into this one's.
+    `delta` is what turns the previous version's `served` into this one's. `memory` is what the
+    strategy keeps from this version to the next.
     """
 
     round: int
@@ -22,6 +23,7 @@ class ModelCommit:
     served: bytes
     exact: bytes
     accepted: tuple[bytes, ...]
+    memory: bytes = b""
 
 
 class ModelTables(Database):
@@ -37,6 +39,10 @@ class ModelTables(Database):
             "INSERT INTO tensors VALUES (?, ?, ?)", (commit.version, commit.served, commit.exact)
         )
         self._add_lineage(commit)
+        if commit.memory:
+            self._db.execute(
+                "INSERT INTO strategy_memory VALUES (?, ?)", (commit.version, commit.memory)
+            )
 
     def _add_lineage(self, commit: ModelCommit) -> None:
         """Write what a version was made of: of the accepted updates, whatever round each was of."""
@@ -55,6 +61,7 @@ class ModelTables(Database):
         for (version,) in self._db.execute("SELECT version FROM tensors").fetchall():
             if version not in versions:
                 self._db.execute("DELETE FROM tensors WHERE version = ?", (version,))
+                self._db.execute("DELETE FROM strategy_memory WHERE version = ?", (version,))
 
     def add_first_model(self, commit: ModelCommit, now_s: float) -> None:
         """Write version 0: the task's initial tensors."""
@@ -75,6 +82,11 @@ class ModelTables(Database):
         """A version's whole tensors, (served, exact), if they are kept."""
         row = self._one("SELECT served, exact FROM tensors WHERE version = ?", (version,))
         return None if row is None else (bytes(row["served"]), bytes(row["exact"]))
+
+    def strategy_memory(self, version: int) -> bytes:
+        """What the strategy has kept for whoever goes on from a version; empty for nothing."""
+        row = self._one("SELECT memory FROM strategy_memory WHERE version = ?", (version,))
+        return b"" if row is None else bytes(row["memory"])
 
     def privacy(self) -> list[sqlite3.Row]:
         """Every privacy spend, in order."""

@@ -71,5 +71,18 @@ ALTER TABLE releases ADD COLUMN action TEXT NOT NULL DEFAULT 'promote';
 ALTER TABLE releases ADD COLUMN from_version INTEGER;
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND_REG)
+_SECOND_AGG: Final = """
+CREATE TABLE strategy_memory (version INTEGER PRIMARY KEY, memory BLOB NOT NULL) STRICT;
+CREATE TABLE standing (
+    device TEXT PRIMARY KEY, strikes REAL NOT NULL, quarantined_until REAL,
+    probation INTEGER NOT NULL, quarantines INTEGER NOT NULL
+) STRICT;
+CREATE TABLE audit (
+    sequence INTEGER PRIMARY KEY, device TEXT NOT NULL, round INTEGER NOT NULL,
+    what TEXT NOT NULL, reason TEXT NOT NULL, score REAL, strikes REAL NOT NULL, at REAL NOT NULL
+) STRICT;
+CREATE INDEX audit_by_device ON audit (device);
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND_REG + _SECOND_AGG)
 SCHEMA_VERSION: Final = len(MIGRATIONS)

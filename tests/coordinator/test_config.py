@@ -67,7 +67,7 @@ def test_a_plan_is_what_the_file_says() -> None:
             2,
             ["payload_bytes_max", "'auto:0.5:800'"],
         ),
-        ('[aggregation]\nrobust = "median"\n', 2, ["robust", "none"]),
+        ('[aggregation]\nrobust = "mode"\n', 2, ["robust", "none"]),
         ("[aggregation]\nweight_cap = 0\n", 2, ["weight_cap"]),
         ('[privacy]\nmode = "central"\n', 2, ["mode", "none"]),
         ("[privacy]\nsecure_aggregation = true\n", 2, ["secure_aggregation", "false"]),

@@ -8,7 +8,7 @@ import pytest
 from coordinator.models import Models, tensors_from_bytes, tensors_to_bytes
 from coordinator.signals import RoundOpened
 from coordinator.store import Store, StoreError
-from quantization import apply_bundle, encode, unpack_bundle
+from quantization import Accumulator, apply_bundle, encode, unpack_bundle
 from wire import Manifest, Plan, Tensors, limits, tensors_digest
 
 NONE_KEPT: frozenset[int] = frozenset()
@@ -43,6 +43,14 @@ def update(models: Models, seed: int) -> bytes:
     return encode("raw", tensors, models.schema, seed=0)
 
 
+def mean_of(models: Models, weights: dict[int, int]) -> Tensors:
+    """The weighted mean of the updates of these seeds."""
+    total = Accumulator(models.schema, weight_cap=10, updates_max=4)
+    for seed, weight in weights.items():
+        total.add(update(models, seed), weight)
+    return total.finish()[0]
+
+
 def grow(models: Models, store: Store, rounds: int, *, keep: frozenset[int] = NONE_KEPT) -> None:
     for _ in range(rounds):
         number = store.last_round() + 1
@@ -62,10 +70,8 @@ def grow(models: Models, store: Store, rounds: int, *, keep: frozenset[int] = NO
                 weight_cap=1_000,
             )
         )
-        total = models.sum(weight_cap=10, updates_max=4)
-        total.add(update(models, number), 1)
-        total.add(update(models, 100 + number), 3)
-        commit, state = models.next_version(total, number, ())
+        mean = mean_of(models, {number: 1, 100 + number: 3})
+        commit, state = models.next_version(mean, number, (), b"kept %d" % number)
         store.commit_round(commit, 1.0, keep=keep)
         models.adopt(commit, state)
 
@@ -136,17 +142,29 @@ def test_what_quantization_left_out_is_in_the_next_delta(store: Store) -> None:
     models = Models(manifest(), store, "ecq", 1.0)
     lossless_sum = {name: values.astype(np.float64) for name, values in models.served.items()}
     for number in range(1, 9):
-        total = models.sum(weight_cap=1, updates_max=1)
-        total.add(update(models, number), 1)
-        mean, _ = total.finish()
+        mean = mean_of(models, {number: 1})
         lossless_sum = {name: lossless_sum[name] + mean[name] for name in mean}
-        commit, state = models.next_version(total, number, ())
+        commit, state = models.next_version(mean, number, ())
         missing = {name: state.exact[name] - models.served[name] for name in state.exact}
         assert commit.delta == encode("ecq", missing, models.schema, seed=number)
         models.adopt(commit, state)
     assert np.allclose(models.exact["w"], lossless_sum["w"], atol=1e-5)
     # The error stays at one step's size instead of adding up over eight.
     assert np.abs(models.served["w"] - lossless_sum["w"]).max() < 0.4
+
+
+def test_what_a_strategy_keeps_comes_and_goes_with_its_version(store: Store) -> None:
+    models = Models(manifest(), store, "ecq", 1.0)
+    assert models.memory == b""
+    grow(models, store, 1)
+    grow(models, store, 2, keep=frozenset({1}))
+    assert models.memory == Models(manifest(), store, "ecq", 1.0).memory == b"kept 3"
+    assert [store.strategy_memory(version) for version in range(4)] == [
+        b"",
+        b"kept 1",
+        b"",
+        b"kept 3",
+    ]
 
 
 def test_a_codec_that_must_not_be_fed_back_leaves_nothing_over(store: Store) -> None:
@@ -158,9 +176,7 @@ def test_a_codec_that_must_not_be_fed_back_leaves_nothing_over(store: Store) -> 
 def test_the_next_version_is_not_adopted_before_it_is_on_disk(store: Store) -> None:
     models = Models(manifest(), store, "auto", 1.0)
     digest = models.digest
-    total = models.sum(weight_cap=1, updates_max=1)
-    total.add(update(models, 1), 1)
-    commit, _ = models.next_version(total, 1, ())
+    commit, _ = models.next_version(mean_of(models, {1: 1}), 1, ())
     assert commit.version == 1
     assert (models.version, models.digest) == (0, digest)
 

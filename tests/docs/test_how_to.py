@@ -146,6 +146,8 @@ def bounds_of(hint: Any) -> str:
         return ""
     if "ge" in parts:
         upper = f" to {number(parts['le'])}" if "le" in parts else " and up"
+        if "lt" in parts:
+            upper = f" to under {parts['lt']:g}"
         return f"{number(parts['ge'])}{upper}"
     upper = f"to {number(parts['le'])}" if "le" in parts else f"under {number(parts['lt'])}"
     return f"over {number(parts['gt'])}, {upper}"

@@ -9,17 +9,18 @@ import msgspec
 import pytest
 
 from coordinator import round as rounds
+from coordinator.aggregation import RoundAggregation
 from coordinator.conductor import Conductor
 from coordinator.releases import Releases
 from coordinator.service import Coordinator
-from coordinator.signals import Accepted, Committed, Resume, UpdateArrived
+from coordinator.signals import Committed, Resume, UpdateArrived
 from coordinator.store import Store
 from edge_sdk import session
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.journal import MemoryJournal
 from edge_sdk.signals import LinkUp, Trained
 from fleet.nemesis import try_seed
-from quantization import Accumulator
+from quantization import Accumulator, Portion
 from wire import Persist, Publish, Rule, WakeAt, chunks, identity
 from wire.messages import Invite, Receipt, Release, Settled
 
@@ -60,22 +61,43 @@ def settlement_before_the_transaction(patch: Patch) -> None:
 def duplicate_counted(patch: Patch) -> None:
     right = Accumulator.add
 
-    def wrong(self: Any, payload: bytes, weight: int) -> None:
-        right(self, payload, weight)
+    def wrong(self: Any, payload: bytes, weight: int, **share: int) -> float:
+        norm = right(self, payload, weight, **share)
         if self.count < self.updates_max:
-            right(self, payload, weight)
+            right(self, payload, weight, **share)
+        return norm
 
     patch.setattr(Accumulator, "add", wrong)
 
 
 def weight_forgotten(patch: Patch) -> None:
-    right = Accumulator.add
+    right = RoundAggregation.accept
     seen = iter(range(10**9))
     patch.setattr(
-        Accumulator,
-        "add",
-        lambda self, payload, weight: right(self, payload, 1 + next(seen) % weight),
+        RoundAggregation,
+        "accept",
+        lambda self, update_id, device, weight, payload: right(
+            self, update_id, device, 1 + next(seen) % weight, payload
+        ),
     )
+
+
+def clip_forgotten(patch: Patch) -> None:
+    patch.setattr(Accumulator, "exchange", lambda *_: None)
+
+
+def clipped_twice_what_was_in_the_sum_already(patch: Patch) -> None:
+    right = Accumulator.exchange
+
+    def wrong(self: Any, payload: bytes, portion: Portion, other: Portion) -> None:
+        right(self, payload, portion, other)
+        right(self, payload, portion, other)
+
+    patch.setattr(Accumulator, "exchange", wrong)
+
+
+def clip_forgets_the_rounds_before(patch: Patch) -> None:
+    patch.setattr(Store, "strategy_memory", lambda *_: b"")
 
 
 def stale_round_accepted(patch: Patch) -> None:
@@ -107,11 +129,13 @@ def settled_twice(patch: Patch) -> None:
 def counted_after_a_restart_but_not_summed(patch: Patch) -> None:
     right = Conductor._validate
 
-    def wrong(self: Any, effect: Any) -> Any:
+    def wrong(self: Any, effect: Any, now_s: float) -> Any:
         if effect.update_id in self._payloads:
-            return right(self, effect)
-        self._sum.total_weight += effect.weight
-        return Accepted(effect.update_id)
+            return right(self, effect, now_s)
+        sums = self._aggregation._total._sums.copy()
+        found = right(self, effect, now_s)
+        self._aggregation._total._sums[:] = sums
+        return found
 
     patch.setattr(Conductor, "_validate", wrong)
 
@@ -300,6 +324,9 @@ MISTAKES: tuple[Callable[[Patch], None], ...] = (
     settlement_before_the_transaction,
     duplicate_counted,
     weight_forgotten,
+    clip_forgotten,
+    clipped_twice_what_was_in_the_sum_already,
+    clip_forgets_the_rounds_before,
     stale_round_accepted,
     settled_twice,
     counted_after_a_restart_but_not_summed,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantization import CODEC_NAMES, Accumulator, decode, encode
+from quantization import CODEC_NAMES, SHARE_UNITS, Accumulator, Portion, decode, encode
 from tests.quantization.forge import TROUBLE, bell, flat_schema, heavy, schema, tensors_of
 from wire import Schema, Tensors, limits
 from wire.errors import LocalProtocolError, NotFiniteError, RemoteProtocolError, SchemaMismatchError
@@ -132,6 +132,69 @@ def test_several_blocks_add_like_their_tensors_in_any_order() -> None:
     for which, payload in enumerate(payloads):
         by_tensors.add_tensors(decode(payload, made), 1 + which)
     assert bits(sums[0]) == bits(sums[1]) == bits(by_tensors)
+
+
+# -- portions --------------------------------------------------------------------------------------
+
+PORTIONS = st.builds(
+    Portion,
+    st.integers(1, WEIGHT_CAP),
+    st.integers(0, SHARE_UNITS),
+    st.integers(0, SHARE_UNITS),
+)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**20), PORTIONS, PORTIONS, st.sampled_from(["raw", "ecq_sr"]))
+def test_what_was_added_is_exchanged_and_taken_back_to_the_bit(
+    seed: int, one: Portion, other: Portion, codec: str
+) -> None:
+    total = total_of([update(7)])
+    before = bits(total)
+    payload = encode(codec, update(seed)[0], SCHEMA, seed=0)
+    total.add(payload, one.weight)
+    total.exchange(payload, Portion(one.weight), one)
+    between = total._sums.copy()
+    total.exchange(payload, one, other)
+    total.exchange(payload, other, one)
+    assert (total._sums == between).all()
+    total.take_back(payload, one)
+    assert bits(total) == before
+    assert total.count == 1
+
+
+def test_a_share_counts_of_value_and_weight_and_a_damp_of_the_value_alone() -> None:
+    half = SHARE_UNITS // 2
+    payload = encode("raw", {"t0": np.array([4.0], np.float32)}, ONE, seed=0)
+    nothing = encode("raw", {"t0": np.array([0.0], np.float32)}, ONE, seed=0)
+    total = Accumulator(ONE, weight_cap=2, updates_max=2)
+    total.add(nothing, 1)
+    total.add(payload, 2, share=half)
+    assert total.total_weight == 2
+    assert total.finish()[0]["t0"].tolist() == [2.0]
+    total.exchange(payload, Portion(2, half), Portion(2, half, half))
+    assert total.finish()[0]["t0"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("codec", ["raw", "ecq_sr"])
+def test_adding_and_measuring_tell_the_norm_of_what_was_decoded(codec: str) -> None:
+    payload = encode(codec, update(11)[0], SCHEMA, seed=3)
+    flat = np.concatenate([np.ravel(values) for values in decode(payload, SCHEMA).values()])
+    total = total_of([])
+    norm = total.measure(payload)
+    assert math.isclose(norm, float(np.linalg.norm(flat.astype(np.float64))), rel_tol=1e-12)
+    assert total.count == 0
+    assert total.add(payload, 5) == norm
+
+
+@pytest.mark.parametrize("portion", [Portion(0), Portion(1, -1), Portion(1, 1, SHARE_UNITS + 1)])
+def test_a_portion_out_of_its_bounds_changes_nothing(portion: Portion) -> None:
+    total = total_of([update(3)])
+    payload = encode("raw", update(3)[0], SCHEMA, seed=0)
+    before = bits(total)
+    with pytest.raises(LocalProtocolError):
+        total.exchange(payload, Portion(1), portion)
+    assert bits(total) == before
 
 
 # -- bounds ----------------------------------------------------------------------------------------
