@@ -99,7 +99,7 @@ class GatewayProcess:
 
     def start(self) -> None:
         """Start the coordinator."""
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - our own command
             [
                 *(sys.executable, "-m", "potluck", "coordinator", "run"),
                 *(str(self.federation), "--state-dir", str(self.state_dir)),

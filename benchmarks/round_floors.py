@@ -32,7 +32,7 @@ def wire_s(payload_bytes: int) -> float:
     chunks = max(-(-payload_bytes // _CHUNK_BYTES), 1)
     chunk = bytes(min(payload_bytes, _CHUNK_BYTES))
     heard: queue.SimpleQueue[int] = queue.SimpleQueue()
-    ready: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def on_message(_client: Client, _userdata: object, message: MQTTMessage) -> None:
         heard.put(len(message.payload))
@@ -45,7 +45,7 @@ def wire_s(payload_bytes: int) -> float:
         ]
         publisher, subscriber = clients
         subscriber.on_message = on_message
-        subscriber.on_subscribe = lambda *_: ready.put(True)
+        subscriber.on_subscribe = lambda *_: ready.put("")
         try:
             for client in clients:
                 client.connect(address.host, address.port)

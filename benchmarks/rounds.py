@@ -1,4 +1,4 @@
-"""How long rounds take, and what they take: real processes, a real broker, training that is nothing.
+"""How long rounds take, and what they take: over real processes and a broker, without training.
 
 Parts: `processes` (device processes and a model of a million), `connected` (a thousand connected
 devices and a small model), `memory` (a thousand devices and a million parameters: what the

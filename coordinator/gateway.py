@@ -6,7 +6,6 @@ store. It dies by kill -9 at any moment without losing what it has acknowledged.
 """
 
 import contextlib
-import queue
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any, Final
 from coordinator.broker import BrokerStartError, EmbeddedBroker, free_port
 from coordinator.clock import Clock
 from coordinator.config import FederationConfig
+from coordinator.handover import Action, Handover
 from coordinator.identity import STORE_FILE, load_identity
 from coordinator.service import Coordinator
+from coordinator.spill import Spill
 from coordinator.store import Store, StoreError
 from wire import (
     BrokerAddress,
@@ -42,6 +43,7 @@ LINGER_S: Final = 2.0
 LINGER_S_MAX: Final = 15.0
 _TURN_S_MAX: Final = 0.5
 _QUEUE_MAX: Final = 4_096
+_QUEUE_BYTES_MAX: Final = 8_388_608
 _ITEMS_A_TURN: Final = 64
 
 
@@ -97,7 +99,8 @@ class Gateway:
         self.config = config
         self.broker: EmbeddedBroker | None = None
         self._observe = observe
-        self._inbox: queue.Queue[Callable[[float], None]] = queue.Queue(_QUEUE_MAX)
+        self._inbox = Handover(_QUEUE_MAX, _QUEUE_BYTES_MAX)
+        self._room_said = False
         self._look_at_s = 0.0
         self._clock = Clock(self._clock_set)
         self._down_said = ""
@@ -121,6 +124,8 @@ class Gateway:
                 now_s=time.time(),
                 seed=seed,
                 first_gathering=first_gathering,
+                in_flight_bytes=lambda: self.link.in_flight_bytes,
+                disk=lambda largest_bytes: Spill(state_dir, largest_bytes),
             )
             self.url = self._start_broker(broker or config.broker.url, state_dir)
             address = BrokerAddress.parse(self.url)
@@ -133,6 +138,7 @@ class Gateway:
                 on_down=self._link_down,
                 packet_bytes_max=config.broker.packet_bytes_max,
                 tls=None if ca is None else TlsFiles(str(ca)),
+                on_taken=self._taken,
             )
             self.store.put(BROKER_URL, self.url.encode())
         except BaseException:
@@ -166,14 +172,23 @@ class Gateway:
     # -- the link's thread -------------------------------------------------------------------
 
     def _hear(self, topic: str, data: bytes) -> None:
-        self._hand_over(lambda now_s: self.coordinator.on_frame(topic, data, now_s))
+        self._hand_over(lambda now_s: self.coordinator.on_frame(topic, data, now_s), len(data))
 
-    def _hand_over(self, action: Callable[[float], None]) -> None:
+    def _hand_over(self, action: Action, size_bytes: int = 0) -> None:
         """Wait for room in the queue, which holds the broker back, but not for a loop that ends."""
         while not self._stopped:
-            with contextlib.suppress(queue.Full):
-                self._inbox.put(action, timeout=_TURN_S_MAX)
+            if self._inbox.put(action, size_bytes=size_bytes, timeout_s=_TURN_S_MAX):
                 return
+
+    def _taken(self) -> None:
+        """The broker has room again: wake the loop if it waits for that, and never wait here."""
+        if self.coordinator.has_more_to_send and not self._room_said:
+            # Where the queue is full the loop is awake as it is.
+            self._room_said = self._inbox.put(self._send_more)
+
+    def _send_more(self, _now_s: float) -> None:
+        self._room_said = False
+        self.coordinator.send_more()
 
     def _link_up(self, packet_bytes_max: int) -> None:
         self._hand_over(lambda now_s: self._on_link_up(packet_bytes_max, now_s))
@@ -210,11 +225,16 @@ class Gateway:
         due_s = self.coordinator.next_wake_s
         if due_s is not None:
             wait_s = min(wait_s, max(due_s - self._clock.now_s(), 0.0))
-        with contextlib.suppress(queue.Empty):
-            self._inbox.get(timeout=wait_s)(self._clock.now_s())
+        action = self._inbox.take(wait_s)
+        if action is None:
+            return
+        with self.coordinator.burst(self._clock.now_s):
             # However many wait: timers and whoever wants to stop have their turn.
-            for _ in range(_ITEMS_A_TURN):
-                self._inbox.get_nowait()(self._clock.now_s())
+            for left in reversed(range(_ITEMS_A_TURN)):
+                action(self._clock.now_s())
+                action = self._inbox.take() if left else None
+                if action is None:
+                    break
 
     def run(self, stop: Callable[[], bool], *, stay: bool = False) -> None:
         """Turn until `stop()`, or until every round is closed and said, unless told to stay."""
