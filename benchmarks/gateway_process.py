@@ -24,6 +24,7 @@ from wire import PotluckError, SystemSecrets
 
 _ROOT: Final = Path(__file__).parents[1]
 _LOOK_EVERY_S: Final = 0.02
+_POLL_S: Final = 0.005
 _END_S: Final = 10.0
 _PROC: Final = Path("/proc")
 
@@ -76,7 +77,7 @@ class GatewayProcess:
         self.federation.write_text(toml, encoding="utf-8")
         self.broker = EmbeddedBroker(state_dir=directory / "broker")
         self.rounds: list[RoundSeen] = []
-        self.said: list[str] = []
+        self.said: list[tuple[float, str]] = []
         self.rss_peak_bytes = 0
         self._devices = devices
         self._log = directory / "coordinator.log"
@@ -153,7 +154,7 @@ class GatewayProcess:
                 if seen.number == _number(detail):
                     seen.mark, seen.committed_s = self.mark(now_s), now_s
         elif what != "enrolled":
-            self.said.append(f"{what} {detail}")
+            self.said.append((now_s, f"{what} {detail}"))
 
     def mark(self, now_s: float) -> Mark:
         """What has been spent until now."""
@@ -197,8 +198,34 @@ class GatewayProcess:
     def complaint(self, what: str) -> str:
         """What went wrong, with the coordinator's last words."""
         log = self._log.read_text(errors="replace") if self._log.exists() else ""
-        last = (log.strip().splitlines() or self.said or ["it said nothing"])[-1]
-        return f"{what}: {last}"
+        said = log.strip().splitlines() or [line for _at_s, line in self.said]
+        return f"{what}: {(said or ['it said nothing'])[-1]}"
+
+    def wait_for_round(self, number: int, patience_s: float) -> None:
+        """Until a round is open.
+
+        Raises:
+            RoundBenchError: it was not within `patience_s`.
+        """
+        give_up_at_s = time.monotonic() + patience_s
+        while not any(seen.number == number for seen in self.rounds):
+            if time.monotonic() > give_up_at_s:
+                raise RoundBenchError(self.complaint(f"round {number} did not open"))
+            time.sleep(_POLL_S)
+
+    def wait_for(self, what: str, since_s: float, patience_s: float) -> float:
+        """When the coordinator first said `what` after `since_s`, monotonic seconds.
+
+        Raises:
+            RoundBenchError: it did not within `patience_s`.
+        """
+        give_up_at_s = time.monotonic() + patience_s
+        while time.monotonic() < give_up_at_s:
+            for at_s, line in tuple(self.said):
+                if at_s >= since_s and line.startswith(what):
+                    return at_s
+            time.sleep(_POLL_S)
+        raise RoundBenchError(self.complaint(f"it did not say {what}"))
 
     def traffic(self, rounds: Sequence[RoundSeen]) -> list[tuple[int, int]]:
         """(down, up) MQTT bytes that passed the coordinator's link in each round."""

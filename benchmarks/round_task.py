@@ -4,6 +4,7 @@ A device's update is like a real one (`codec_speed.update_like`), made once; eac
 shifted and with a sign of its own, so that codecs see new values and nobody draws random numbers.
 """
 
+import time
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,9 @@ from edge_sdk.trainer import Stop
 from wire import Manifest, Plan, Schema, Tensors, TensorSpec
 
 EXAMPLES: Final = 20
+# Devices beyond share the updates, so that a fleet of a thousand does not hold a thousand.
+_DISTINCT: Final = 8
+_LOOK_EVERY_S: Final = 0.02
 # 64-128-64-10, the 17,226 parameters of the MLP that learns the digits.
 DIGITS_SCHEMA: Final = Schema(
     (
@@ -29,13 +33,17 @@ class QuickTrainer:
 
     Args:
         update: what to add, by tensor.
+        endless: whether to go on until told to stop instead.
     """
 
-    def __init__(self, update: Tensors) -> None:
+    def __init__(self, update: Tensors, *, endless: bool = False) -> None:
         self._update = update
+        self._endless = endless
 
-    def train(self, model: Model, plan: Plan, *, stop: Stop) -> TrainResult:  # noqa: ARG002 - it takes no time
+    def train(self, model: Model, plan: Plan, *, stop: Stop) -> TrainResult:
         """The model and the update, rolled by the round's seed."""
+        while self._endless and not stop():
+            time.sleep(_LOOK_EVERY_S)
         shift = plan.seed % 997
         sign = np.float32(1.0 if plan.seed % 2 else -1.0)
         tensors = {
@@ -54,13 +62,12 @@ class QuickTask:
 
     Args:
         schema: of the model.
-        distinct: how many different updates there are; devices beyond share them, so that a fleet
-            of a thousand does not hold a thousand.
+        endless: whether training never ends, for rounds that stay open.
     """
 
-    def __init__(self, schema: Schema, distinct: int = 8) -> None:
+    def __init__(self, schema: Schema, *, endless: bool = False) -> None:
         self._schema = schema
-        self._distinct = distinct
+        self._endless = endless
         self._updates: dict[int, Tensors] = {}
 
     def model(self) -> Manifest:
@@ -69,11 +76,12 @@ class QuickTask:
 
     def trainer(self, device: DeviceInfo) -> QuickTrainer:
         """The device's own update, or one that it shares."""
-        number = device.index % self._distinct
+        number = device.index % _DISTINCT
         if number not in self._updates:
             self._updates[number] = update_like(number, self._schema)
-        return QuickTrainer(self._updates[number])
+        return QuickTrainer(self._updates[number], endless=self._endless)
 
 
 million = QuickTask(SCHEMA)
 digits = QuickTask(DIGITS_SCHEMA)
+endless = QuickTask(DIGITS_SCHEMA, endless=True)

@@ -124,10 +124,10 @@ def memory_settings(*, quick: bool) -> list[Setting]:
     """The same model and devices, growing cohorts; `raw` is the worst that can come."""
     if quick:
         return [Setting("memory", 30, 10, "digits", 17_226)]
+    cells = [("auto", 20), ("auto", 100), ("auto", 300), ("raw", 20), ("raw", 100)]
     return [
         Setting("memory", 1_000, cohort, "million", 1_000_000, codec=codec)
-        for codec in ("auto", "raw")
-        for cohort in (20, 100, 300)
+        for codec, cohort in cells
     ]
 
 
@@ -138,25 +138,30 @@ SETTINGS: Final[dict[str, Callable[..., list[Setting]]]] = {
 }
 
 
-def measure(setting: Setting, *, rounds: int) -> RoundRow:
-    """Run one setting until `rounds` steady rounds are over.
-
-    Raises:
-        RoundBenchError: the coordinator or a device ended, or rounds did not come.
-    """
-    toml = _FEDERATION.format(
+def federation_toml(setting: Setting) -> str:
+    """The federation file of a setting; it has more rounds than anybody waits for."""
+    return _FEDERATION.format(
         task=setting.task,
         cohort=setting.cohort,
         over_select=setting.over_select,
         quorum=setting.quorum,
         codec=setting.codec,
     )
+
+
+def measure(setting: Setting, *, rounds: int) -> RoundRow:
+    """Run one setting until `rounds` steady rounds are over.
+
+    Raises:
+        RoundBenchError: the coordinator or a device ended, or rounds did not come.
+    """
+    toml = federation_toml(setting)
     with tempfile.TemporaryDirectory(prefix="potluck-bench-") as name:
         directory = Path(name)
         devices: list[psutil.Process] = []
         with GatewayProcess(directory, toml, lambda: devices) as gateway:
-            bring = _device_processes if setting.processes else _emulated
-            with bring(gateway, directory, setting.devices, devices):
+            bring = _device_processes if setting.processes else emulated
+            with bring(gateway, directory, setting, devices):
                 # One more, whose commit is where the first one's cycle begins.
                 first = gateway.wait_for_rounds(0, 1, _PATIENCE_S)[0]
                 here = max(seen.number for seen in gateway.rounds)
@@ -208,12 +213,33 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
     return median(values), min(values), max(values)
 
 
+def lines(rows: Sequence[RoundRow]) -> list[str]:
+    """The measurements as text."""
+    head = (
+        f"{'part':<10} {'codec':<6} {'devices':>7} {'cohort':>6} {'parameters':>10} {'round s':>19}"
+        f" {'cycle s':>8} {'first s':>8} {'sum s':>7} {'wire s':>7}"
+        f" {'CPU s: gateway, a device, broker':>34} {'RSS, peak MiB':>14} {'down, up kB':>15}"
+    )
+    made = [head]
+    for row in rows:
+        spread = f"{row.round_s[0]:.2f} ({row.round_s[1]:.2f}-{row.round_s[2]:.2f})"
+        cpu = f"{row.coordinator_cpu_s:.3f}, {row.device_cpu_s:.3f}, {row.broker_cpu_s:.3f}"
+        rss = f"{row.rss_bytes / MIB:.0f}, {row.rss_peak_bytes / MIB:.0f}"
+        wire = f"{row.down_bytes / 1e3:.0f}, {row.up_bytes / 1e3:.0f}"
+        made.append(
+            f"{row.part:<10} {row.codec:<6} {row.devices:>7} {row.cohort:>6} {row.parameters:>10}"
+            f" {spread:>19} {row.cycle_s[0]:>8.2f} {row.first_s:>8.2f} {row.sum_s:>7.3f}"
+            f" {row.wire_s:>7.3f} {cpu:>34} {rss:>14} {wire:>15}"
+        )
+    return made
+
+
 # -- devices -------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _device_processes(
-    gateway: GatewayProcess, directory: Path, count: int, found: list[psutil.Process]
+    gateway: GatewayProcess, directory: Path, setting: Setting, found: list[psutil.Process]
 ) -> Iterator[None]:
     """`potluck device run`, as often as that; the first round opens when all have come."""
     store = Store(gateway.state_dir / STORE_FILE)
@@ -222,7 +248,7 @@ def _device_processes(
         tokens = make_tokens(
             store,
             identity,
-            count=count,
+            count=setting.devices,
             broker=gateway.broker.url,
             secrets=SystemSecrets(),
             now_s=0.0,
@@ -231,37 +257,32 @@ def _device_processes(
     finally:
         store.close()
     gateway.start()
-    task = load_task_name(gateway)
     commands = []
     for number, token in enumerate(tokens):
         file = directory / f"token-{number}"
         write_tokens(file, [token])
-        command = ["-m", "potluck", "device", "run", "--token-file", str(file), "--task", task]
+        command = ["-m", "potluck", "device", "run", "--token-file", str(file)]
+        command += ["--task", f"benchmarks.round_task:{setting.task}"]
         command += ["--state-dir", str(directory / f"device-{number}"), "--min-battery", "0"]
         commands.append([*command, "--index", str(number), "--allow-metered"])
     with _started(commands, found):
         yield
 
 
-def load_task_name(gateway: GatewayProcess) -> str:
-    """The task that the federation file names."""
-    text = gateway.federation.read_text(encoding="utf-8")
-    return text.partition('task = "')[2].partition('"')[0]
-
-
 @contextlib.contextmanager
-def _emulated(
-    gateway: GatewayProcess, directory: Path, count: int, found: list[psutil.Process]
+def emulated(
+    gateway: GatewayProcess, _directory: Path, setting: Setting, found: list[psutil.Process]
 ) -> Iterator[None]:
     """Emulated devices in one process, all connected when this gives way."""
-    admit(gateway.state_dir, count)
+    admit(gateway.state_dir, setting.devices)
     gateway.start()
+    # Who speaks before the coordinator listens is heard when its check-in is due again.
+    gateway.wait_for("broker_up", 0.0, _PATIENCE_S)
     command = ["-m", "benchmarks.round_fleet", str(gateway.federation), str(gateway.state_dir)]
-    with _started([[*command, gateway.broker.url, str(count)]], found) as (fleet,):
+    with _started([[*command, gateway.broker.url, str(setting.devices)]], found) as (fleet,):
         line = fleet.stdout.readline() if fleet.stdout is not None else b""
         if line.strip() != UP.encode():
-            log = (directory / "devices.log").read_text(errors="replace").splitlines()
-            raise RoundBenchError(f"the fleet did not come up: {(log or ['it said nothing'])[-1]}")
+            raise RoundBenchError(gateway.complaint("the fleet did not come up"))
         yield
 
 

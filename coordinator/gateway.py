@@ -105,6 +105,8 @@ class Gateway:
         self._clock = Clock(self._clock_set)
         self._down_said = ""
         self._stopped = False
+        self._state_dir = state_dir
+        self._spill: Spill | None = None
         self._lock = InstanceLock(state_dir)
         try:
             self.store = Store(state_dir / STORE_FILE)
@@ -125,7 +127,7 @@ class Gateway:
                 seed=seed,
                 first_gathering=first_gathering,
                 in_flight_bytes=lambda: self.link.in_flight_bytes,
-                disk=lambda largest_bytes: Spill(state_dir, largest_bytes),
+                disk=self._make_spill,
             )
             self.url = self._start_broker(broker or config.broker.url, state_dir)
             address = BrokerAddress.parse(self.url)
@@ -144,6 +146,10 @@ class Gateway:
         except BaseException:
             self._release()
             raise
+
+    def _make_spill(self, largest_bytes: int) -> Spill:
+        self._spill = Spill(self._state_dir, largest_bytes)
+        return self._spill
 
     def _start_broker(self, url: str, state_dir: Path) -> str:
         if url != EMBEDDED:
@@ -269,6 +275,8 @@ class Gateway:
     def _release(self) -> None:
         if self.broker is not None:
             self.broker.stop()
+        if self._spill is not None:
+            self._spill.close()
         if hasattr(self, "store"):
             self.store.close()
         self._lock.release()

@@ -8,12 +8,15 @@ and only that is receipted.
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from coordinator.signals import UpdateStored
 from wire import Reassembly, RemoteProtocolError, TooLargeError, limits
 from wire.chunks import MemoryRoom, Room, chunk_count
 from wire.messages import Chunk
+
+# What transfers hold in memory where there is a disk for the rest.
+MEMORY_BYTES_MAX: Final = 16_777_216
 
 
 class Disk(Protocol):
@@ -47,7 +50,7 @@ class Inbox:
         self,
         payload_bytes_max: int,
         disk: Disk | None = None,
-        memory_bytes_max: int = limits.PARTIAL_MEMORY_BYTES_MAX,
+        memory_bytes_max: int = MEMORY_BYTES_MAX,
     ) -> None:
         self._payload_bytes_max = payload_bytes_max
         self._disk = disk

@@ -58,9 +58,8 @@ class Spill:
     def release(self, number: int) -> None:
         """A slot is not needed any more; with the last one the disk has its room back."""
         self._free.append(number)
-        if len(self) == 0 and self._file is not None:
-            self._file.truncate(0)
-            self._free, self._slots = [], 0
+        if len(self) == 0:
+            self.close()
 
     def close(self) -> None:
         """Let go of the file, and of what it holds."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from potluck.bench_round import add_round
 from potluck.output import add_json, print_json
 from wire import PotluckError
 
@@ -65,6 +66,7 @@ def add_commands(commands: Any) -> None:
     codec.add_argument("--speed", action="store_true", help="time the codecs, train nothing")
     add_json(codec)
     codec.set_defaults(run=run_codec)
+    add_round(bench)
 
 
 def _count(text: str) -> int:

@@ -50,8 +50,6 @@ UPDATES_PER_ROUND_MAX: Final = 131_072
 # Transfers that one coordinator reassembles at once, and one device's share of them.
 PARTIAL_BYTES_MAX: Final = 1_073_741_824
 PARTIALS_PER_DEVICE_MAX: Final = 2
-# What of them a coordinator that has a disk keeps in memory; the rest waits on the disk.
-PARTIAL_MEMORY_BYTES_MAX: Final = 16_777_216
 
 # Times. A lease is what a device promises at most; deadlines are a round's.
 LEASE_S_MAX: Final = 604_800.0
