@@ -74,6 +74,7 @@ def run_round(arguments: argparse.Namespace) -> int:
         for setting in rounds.SETTINGS[part](quick=arguments.quick):
             _tell(f"{part}: {setting.devices} devices, a cohort of {setting.cohort}")
             rows.append(rounds.measure(setting, rounds=count))
+            _tell(f"  {rows[-1].round_s[0]:.2f} s a round")
     if rows:
         made["rounds"] = [msgspec.to_builtins(row) for row in rows]
         text += rounds.lines(rows)
