@@ -1,8 +1,8 @@
 """Flower beside potluck: the same rounds, installed by name and version in its own environment.
 
-It is run through `start_server` and `start_client`, Flower's older interface, one gRPC stream a
-client, which is its fastest; its present one (SuperLink, SuperNodes, a process for each message)
-takes several times as long.
+It is run through `start_server` and `start_client`, Flower's older interface: one gRPC stream a
+client, whole float32 models both ways, everything in memory, nothing on disk. Its present way to
+deploy (SuperLink, SuperNodes, a process for each message) is another figure, and not measured here.
 """
 
 import os
