@@ -53,11 +53,11 @@ class Speed(Struct, frozen=True):
     float32_sum_ms: float
 
 
-def update_like(seed: int) -> Tensors:
+def update_like(seed: int, schema: Schema = SCHEMA) -> Tensors:
     """An update with the statistics of a real one (kurtosis about 30, a third zeros)."""
     chance = np.random.Generator(np.random.Philox(key=seed))
     tensors = {}
-    for spec in SCHEMA.tensors:
+    for spec in schema.tensors:
         values = chance.standard_t(3, spec.shape) * 1e-3
         if len(spec.shape) > 1:
             values *= chance.lognormal(0.0, 0.8, (spec.shape[0], 1))

@@ -5,8 +5,9 @@ in order, a `Persist` being on disk before the next effect runs, and feeds back 
 committing found. It has no thread, no socket and no clock.
 """
 
+import sqlite3
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -42,6 +43,7 @@ from wire import (
     Effect,
     LocalProtocolError,
     Persist,
+    PotluckError,
     Publish,
     RemoteProtocolError,
     Report,
@@ -135,6 +137,7 @@ class Conductor:
         self._aggregation: RoundAggregation | None = None
         # Why an update that is about to be settled was refused: its device's fault.
         self._offences: dict[bytes, str] = {}
+        self._kept: set[bytes] = set()
         self._events: deque[object] = deque()
         self._traffic_before = (0, 0)
         self._declines: dict[str, str] = {}
@@ -203,11 +206,38 @@ class Conductor:
             self._observe(Report("resumed", "rounds open again"))
             self.plan_soon(now_s)
 
+    def expects(self, update: UpdateStored) -> bool:
+        """Whether the open round has a use for a whole update; else it is late, or here already."""
+        opened = self.round.opened
+        return (
+            self.is_open
+            and opened is not None
+            and update.round == opened.round
+            and update.update_id not in self.round.updates
+        )
+
+    def keep(self, arrived: Sequence[tuple[UpdateStored, bytes]]) -> None:
+        """Write updates that came together in one transaction, ahead of `take`.
+
+        A restart between the two finds them on disk, as after the `Persist` of each, and resumes
+        the round with them. When the transaction fails, `take` writes each for itself, and what
+        fails then says why.
+        """
+        fresh = [(update, payload) for update, payload in arrived if self.expects(update)]
+        try:
+            with self._store.transaction():
+                for update, payload in fresh:
+                    self._store.store_update(update, payload)
+        except (sqlite3.Error, PotluckError):
+            return
+        self._kept = {update.update_id for update, _payload in fresh}
+
     def take(self, update: UpdateStored, payload: bytes, now_s: float) -> None:
         """Hand a whole update to the round."""
         self._payloads[update.update_id] = payload
         self.step(UpdateArrived(update), now_s)
         self._payloads.pop(update.update_id, None)
+        self._kept.discard(update.update_id)
 
     def lose(self, device: str, reason: str, now_s: float) -> None:
         """An invited device says that nothing will come from it."""
@@ -327,7 +357,8 @@ class Conductor:
                 self._store.open_round(record)
                 self._last_round = record.round
             case UpdateStored():
-                self._store.store_update(record, self._payloads[record.update_id])
+                if record.update_id not in self._kept:
+                    self._store.store_update(record, self._payloads[record.update_id])
             case UpdateSettled():
                 self._settle(record)
             case RoundAbandoned():
@@ -419,9 +450,10 @@ class Conductor:
 
     def _note_course(self, round_number: int) -> None:
         """What a report wants to know of a round that is over."""
-        self._store.note_declines(round_number, self._declines)
         sent, received = (
             after - before
             for after, before in zip(self._traffic(), self._traffic_before, strict=True)
         )
-        self._store.note_traffic(round_number, sent, received)
+        with self._store.transaction():
+            self._store.note_declines(round_number, self._declines)
+            self._store.note_traffic(round_number, sent, received)

@@ -6,7 +6,6 @@ store. It dies by kill -9 at any moment without losing what it has acknowledged.
 """
 
 import contextlib
-import queue
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,11 @@ from coordinator.broker import BrokerStartError, EmbeddedBroker, free_port
 from coordinator.calls import Calls
 from coordinator.clock import Clock
 from coordinator.config import FederationConfig
+from coordinator.handover import Action, Handover
 from coordinator.identity import STORE_FILE, load_identity
 from coordinator.registry import MODELS_DIR
 from coordinator.service import Coordinator
+from coordinator.spill import Spill
 from coordinator.status import Status, take_status
 from coordinator.store import Store, StoreError
 from wire import (
@@ -47,6 +48,7 @@ LINGER_S: Final = 2.0
 LINGER_S_MAX: Final = 15.0
 _TURN_S_MAX: Final = 0.5
 _QUEUE_MAX: Final = 4_096
+_QUEUE_BYTES_MAX: Final = 8_388_608
 _ITEMS_A_TURN: Final = 64
 
 
@@ -102,13 +104,16 @@ class Gateway:
         self.config = config
         self.broker: EmbeddedBroker | None = None
         self._observe = observe
-        self._inbox: queue.Queue[Callable[[float], None]] = queue.Queue(_QUEUE_MAX)
+        self._inbox = Handover(_QUEUE_MAX, _QUEUE_BYTES_MAX)
+        self._room_said = False
         self._look_at_s = 0.0
         self._glance_at_s = 0.0
         self._calls: Calls | None = None
         self._clock = Clock(self._clock_set)
         self._down_said = ""
         self._stopped = False
+        self._state_dir = state_dir
+        self._spill: Spill | None = None
         self._lock = InstanceLock(state_dir)
         try:
             self.store = Store(state_dir / STORE_FILE)
@@ -129,6 +134,8 @@ class Gateway:
                 seed=seed,
                 first_gathering=first_gathering,
                 models_dir=state_dir / MODELS_DIR,
+                in_flight_bytes=lambda: self.link.in_flight_bytes,
+                disk=self._make_spill,
             )
             self.url = self._start_broker(broker or config.broker.url, state_dir)
             address = BrokerAddress.parse(self.url)
@@ -141,11 +148,16 @@ class Gateway:
                 on_down=self._link_down,
                 packet_bytes_max=config.broker.packet_bytes_max,
                 tls=None if ca is None else TlsFiles(str(ca)),
+                on_taken=self._taken,
             )
             self.store.put(BROKER_URL, self.url.encode())
         except BaseException:
             self._release()
             raise
+
+    def _make_spill(self, largest_bytes: int) -> Spill:
+        self._spill = Spill(self._state_dir, largest_bytes)
+        return self._spill
 
     def _start_broker(self, url: str, state_dir: Path) -> str:
         if url != EMBEDDED:
@@ -174,14 +186,23 @@ class Gateway:
     # -- the link's thread -------------------------------------------------------------------
 
     def _hear(self, topic: str, data: bytes) -> None:
-        self._hand_over(lambda now_s: self.coordinator.on_frame(topic, data, now_s))
+        self._hand_over(lambda now_s: self.coordinator.on_frame(topic, data, now_s), len(data))
 
-    def _hand_over(self, action: Callable[[float], None]) -> None:
+    def _hand_over(self, action: Action, size_bytes: int = 0) -> None:
         """Wait for room in the queue, which holds the broker back, but not for a loop that ends."""
         while not self._stopped:
-            with contextlib.suppress(queue.Full):
-                self._inbox.put(action, timeout=_TURN_S_MAX)
+            if self._inbox.put(action, size_bytes=size_bytes, timeout_s=_TURN_S_MAX):
                 return
+
+    def _taken(self) -> None:
+        """The broker has room again: wake the loop if it waits for that, and never wait here."""
+        if self.coordinator.has_more_to_send and not self._room_said:
+            # Where the queue is full the loop is awake as it is.
+            self._room_said = self._inbox.put(self._send_more)
+
+    def _send_more(self, _now_s: float) -> None:
+        self._room_said = False
+        self.coordinator.send_more()
 
     def _link_up(self, packet_bytes_max: int) -> None:
         self._hand_over(lambda now_s: self._on_link_up(packet_bytes_max, now_s))
@@ -213,9 +234,8 @@ class Gateway:
         return self._calls
 
     def _wake(self) -> None:
-        # A full queue means that the loop is not asleep.
-        with contextlib.suppress(queue.Full):
-            self._inbox.put_nowait(lambda _now_s: self._look_around())
+        # Without room the queue is full, and the loop not asleep.
+        self._inbox.put(lambda _now_s: self._look_around())
 
     def start(self) -> None:
         """Resume or begin; `turn` goes on from here."""
@@ -230,11 +250,16 @@ class Gateway:
         due_s = self.coordinator.next_wake_s
         if due_s is not None:
             wait_s = min(wait_s, max(due_s - self._clock.now_s(), 0.0))
-        with contextlib.suppress(queue.Empty):
-            self._inbox.get(timeout=wait_s)(self._clock.now_s())
+        action = self._inbox.take(wait_s)
+        if action is None:
+            return
+        with self.coordinator.burst(self._clock.now_s):
             # However many wait: timers and whoever wants to stop have their turn.
-            for _ in range(_ITEMS_A_TURN):
-                self._inbox.get_nowait()(self._clock.now_s())
+            for left in reversed(range(_ITEMS_A_TURN)):
+                action(self._clock.now_s())
+                action = self._inbox.take() if left else None
+                if action is None:
+                    break
 
     def run(self, stop: Callable[[], bool], *, stay: bool = False) -> None:
         """Turn until `stop()`, or until every round is closed and said, unless told to stay."""
@@ -288,6 +313,8 @@ class Gateway:
     def _release(self) -> None:
         if self.broker is not None:
             self.broker.stop()
+        if self._spill is not None:
+            self._spill.close()
         if hasattr(self, "store"):
             self.store.close()
         self._lock.release()

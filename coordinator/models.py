@@ -5,6 +5,7 @@ rebuild from the quantized deltas that it was sent: see `quantization.downlink`,
 deltas. Devices train from `served`, its digest is the model's digest, and it is what is evaluated.
 """
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +17,9 @@ from coordinator.store import ModelCommit, Store, StoreError
 from quantization import ChainState, DownlinkChain, payload_bytes_max
 from wire import Manifest, Schema, Tensors, limits, tensors_digest
 
-_BUNDLES_KEPT: Final = 8
+# Bundles are small but for whole models; what is kept of them grows with the model alone.
+_BUNDLES_KEPT: Final = 64
+_BUNDLE_BYTES_KEPT_MIN: Final = 1_048_576
 # Where the store has the shared schema, for readers that have no task.
 SCHEMA: Final = "schema"
 
@@ -28,6 +31,7 @@ class Download:
     version: int
     from_version: int
     payload: bytes
+    digest: bytes
 
 
 def tensors_to_bytes(schema: Schema, tensors: Tensors) -> bytes:
@@ -179,19 +183,35 @@ class Models:
         if key in self._bundles:
             self._bundles.move_to_end(key)
             return self._bundles[key]
-        found = self._chain.catch_up(version, have, step_of=self._step, served_of=self._served)
-        if found is None:
-            return None
-        best = Download(version, found.from_version, found.bundle)
+        # A snapshot is made once a version, however many devices are each elsewhere.
+        snapshot = None if have < 0 else self.bundle(version, -1)
+        served_of = self._served if have < 0 else _not_again
+        found = self._chain.catch_up(version, have, step_of=self._step, served_of=served_of)
+        if found is None or (snapshot is not None and len(snapshot.payload) < len(found.bundle)):
+            return snapshot
+        digest = hashlib.sha256(found.bundle).digest()
+        best = Download(version, found.from_version, found.bundle, digest)
         self._bundles[key] = best
-        if len(self._bundles) > _BUNDLES_KEPT:
-            self._bundles.popitem(last=False)
+        self._trim_bundles()
         return best
+
+    def _trim_bundles(self) -> None:
+        """Forget the bundles that were not asked for lately; the last one stays."""
+        total = sum(len(kept.payload) for kept in self._bundles.values())
+        bound = max(2 * 4 * self.schema.parameters, _BUNDLE_BYTES_KEPT_MIN)
+        while len(self._bundles) > 1 and (total > bound or len(self._bundles) > _BUNDLES_KEPT):
+            total -= len(self._bundles.popitem(last=False)[1].payload)
 
     def _step(self, version: int) -> bytes | None:
         row = self._store.model(version)
         return None if row is None else bytes(row["delta"])
 
     def _served(self, version: int) -> Tensors | None:
+        if version == self.version:
+            return self.served
         kept = self._store.tensors(version)
         return None if kept is None else tensors_from_bytes(self.schema, kept[0])
+
+
+def _not_again(_version: int) -> None:
+    """A snapshot was looked for already."""

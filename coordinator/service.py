@@ -9,20 +9,22 @@ Whatever the network sends is either handled or counted: a `RemoteProtocolError`
 on. Counts reach the store in batches, because a flood must not become a flood of transactions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from coordinator import quarantine
+from coordinator.burst import ROUND_CLOSED, Burst
 from coordinator.conductor import Conductor
 from coordinator.config import FederationConfig
 from coordinator.downloads import Downloads
 from coordinator.enrolment import Enrolment
 from coordinator.evaluation import Evaluator
 from coordinator.identity import Identity
-from coordinator.inbox import Inbox
+from coordinator.inbox import Disk, Inbox
 from coordinator.leases import Leases
 from coordinator.models import Models
 from coordinator.registry import STABLE, Registry
@@ -72,8 +74,6 @@ FLUSH: Final = "flush"
 FLUSH_EVERY_S: Final = 5.0
 # When every round is done, devices look in now and then for releases.
 IDLE_COME_BACK_S: Final = 3_600.0
-# What an update is settled with that came when its round had all it needed.
-ROUND_CLOSED: Final = "round_closed"
 _ROUNDS_TOLD_AGAIN: Final = 2
 _BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
@@ -96,6 +96,10 @@ class Coordinator:
         first_gathering: how many devices to hear before the first round, if they come in time.
         gathering_s: how long to wait for them.
         models_dir: where released versions become files; None makes none.
+        in_flight_bytes: how much of what was published waits for the broker; models on their way
+            down wait for it.
+        disk: makes the place where large updates are put together, told the size of the
+            largest; None does it in memory.
     """
 
     def __init__(
@@ -114,6 +118,8 @@ class Coordinator:
         first_gathering: int = 0,
         gathering_s: float = 30.0,
         models_dir: Path | None = None,
+        in_flight_bytes: Callable[[], int] = lambda: 0,
+        disk: Callable[[int], Disk] | None = None,
     ) -> None:
         self.config = config
         self.store = store
@@ -154,11 +160,16 @@ class Coordinator:
         }
         self._check_ins = {name: int(row["last_check_in"]) for name, row in rows.items()}
         self._new_check_ins: set[str] = set()
+        self._boots_are_new = False
         self._enrolment = Enrolment(store, keys, crypto, config.federation.name)
-        self._inbox = Inbox(self.models.payload_bytes_max)
+        largest = self.models.payload_bytes_max
+        self._inbox = Inbox(largest, None if disk is None else disk(largest))
+        self._burst = Burst(
+            store=store, rounds=self.rounds, tell=self._tell, say_refused=self._say_refused
+        )
         self._incidents: dict[tuple[str, str], tuple[int, str]] = {}
         self._logged: set[tuple[str, str]] = set()
-        self._downloads = Downloads(self.models, store, self._publish)
+        self._downloads = Downloads(self.models, store, self._publish, in_flight_bytes)
         self._downloads.chunk_bytes_max = self.rounds.chunk_bytes_max
 
     # -- what whoever runs it calls ----------------------------------------------------------
@@ -219,6 +230,7 @@ class Coordinator:
     def on_link_down(self) -> None:
         """The broker is gone: what is said now reaches nobody, so no round is opened."""
         self.rounds.link_is_up = False
+        self._downloads.on_link_down()
 
     def on_clock_step(self, by_s: float, now_s: float) -> None:
         """Somebody has set the clock that `now_s` comes from."""
@@ -258,7 +270,29 @@ class Coordinator:
                 self._flush()
             else:
                 self.rounds.wake(timer, now_s)
+        self._downloads.send()
         self._flush_soon(now_s)
+
+    @property
+    def has_more_to_send(self) -> bool:
+        """Whether models wait for the broker to take what is before them."""
+        return len(self._downloads) > 0
+
+    def send_more(self) -> None:
+        """The broker has taken something: send what waits for that."""
+        self._downloads.send()
+
+    @contextmanager
+    def burst(self, now_s: Callable[[], float]) -> Iterator[None]:
+        """Frames that came together: what they bring goes to disk together (see `Burst`)."""
+        self._burst.running = True
+        try:
+            yield
+        finally:
+            self._burst.running = False
+        if self._boots_are_new:
+            self._flush_check_ins()
+        self._burst.settle(now_s())
 
     def on_frame(self, topic: str, data: bytes, now_s: float) -> None:
         """Take a publication from the broker, whatever it is."""
@@ -394,7 +428,8 @@ class Coordinator:
         before, self._check_ins[device] = self._check_ins.get(device, 0), message.check_in
         first_of_boot = message.check_in >> _BOOT_BITS != before >> _BOOT_BITS
         self._new_check_ins.add(device)
-        if first_of_boot:
+        self._boots_are_new |= first_of_boot
+        if self._boots_are_new and not self._burst.running:
             # A restart can only recall a device whose boot it knows; the others can wait.
             self._flush_check_ins()
         released = self.store.released(STABLE)
@@ -418,6 +453,8 @@ class Coordinator:
         self.rounds.plan_soon(now_s)
 
     def _lost(self, device: str, reason: str, round_number: int, now_s: float) -> None:
+        # This may end the round, and what has come before it is part of that.
+        self._burst.settle(now_s)
         if self.leases.end(device) or device in self.rounds.round.waiting_for:
             self._observe(Report("declined", reason, device))
         current = self.rounds.round
@@ -428,6 +465,8 @@ class Coordinator:
 
     def _offer(self, device: str, message: UpdateOffer, now_s: float) -> None:
         name = self.config.federation.name
+        if message.update_id in self._burst:
+            self._burst.settle(now_s)
         if message.update_id != identity.update_id(name, message.round, device):
             raise RemoteProtocolError("the update id is not this device's for this round")
         known = self.store.update(message.update_id)
@@ -438,7 +477,7 @@ class Coordinator:
             return
         update = self._describe(device, message, now_s)
         if self._is_late(device, message):
-            self._refuse(device, update, ROUND_CLOSED, now_s)
+            self._burst.refuse(update, ROUND_CLOSED, now_s)
             return
         refusal = self._why_not(device, message)
         if isinstance(refusal, StaleRoundError | NotInvitedError):
@@ -446,18 +485,17 @@ class Coordinator:
             self._publish(Settled(message.update_id, counted=False, reason=refusal.reason), device)
             raise refusal
         if refusal is not None:
-            self._refuse(device, update, refusal.reason, now_s)
+            self._burst.refuse(update, refusal.reason, now_s)
             self._lost(device, refusal.reason, message.round, now_s)
             raise refusal
         received = self._inbox.announce(device, update, message.chunk_bytes)
         if not message.chunks_follow:
             self._publish(UploadStatus(message.update_id, received), device)
 
-    def _refuse(self, device: str, update: UpdateStored, reason: str, now_s: float) -> None:
-        """Settle an update that is not taken; on disk before the device hears of it."""
-        self.store.refuse_update(update, reason, now_s)
-        self._publish(Settled(update.update_id, counted=False, reason=reason), device)
-        self.leases.expect(device)
+    def _say_refused(self, update: UpdateStored, reason: str) -> None:
+        """Settle an update that is not taken."""
+        self._publish(Settled(update.update_id, counted=False, reason=reason), update.device)
+        self.leases.expect(update.device)
 
     def _is_late(self, device: str, message: UpdateOffer) -> bool:
         """Whether this is honest work that others were quicker with: nobody's fault."""
@@ -507,14 +545,7 @@ class Coordinator:
             return
         update, payload = done
         update = msgspec.structs.replace(update, receipted_at_s=now_s)
-        current = self.rounds.round
-        expected = current.opened is not None and current.opened.round == update.round
-        if not self.rounds.is_open or not expected or update.update_id in current.updates:
-            if self.store.update(update.update_id) is None:
-                self.store.refuse_update(update, ROUND_CLOSED, now_s)
-            self._tell(device, update.update_id)
-            return
-        self.rounds.take(update, payload, now_s)
+        self._burst.add(update, payload, now_s)
 
     def _tell(self, device: str, update_id: bytes) -> None:
         """Say what the ledger says of an update."""
@@ -551,3 +582,4 @@ class Coordinator:
         if self._new_check_ins:
             self.store.note_check_ins({d: self._check_ins[d] for d in self._new_check_ins})
             self._new_check_ins = set()
+        self._boots_are_new = False

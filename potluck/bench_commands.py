@@ -1,6 +1,6 @@
 """`potluck bench codec`: what codecs cost in accuracy and time, and save in bytes.
 
-`bench aggregate` is in `aggregate_bench`.
+`bench aggregate` is in `bench_aggregate`.
 """
 
 import argparse
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from potluck import aggregate_bench
+from potluck import bench_aggregate
+from potluck.bench_round import add_round
 from potluck.output import add_json, print_json
 from wire import PotluckError
 
@@ -69,7 +70,8 @@ def add_commands(commands: Any) -> None:
     codec.add_argument("--speed", action="store_true", help="time the codecs, train nothing")
     add_json(codec)
     codec.set_defaults(run=run_codec)
-    aggregate_bench.add_command(bench)
+    bench_aggregate.add_command(bench)
+    add_round(bench)
 
 
 def _count(text: str) -> int:

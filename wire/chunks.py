@@ -7,6 +7,7 @@ first, set when chunk i is held.
 
 import hashlib
 from collections.abc import Iterator
+from typing import Protocol
 
 from wire import limits
 from wire.errors import DigestMismatchError, RemoteProtocolError, TooLargeError
@@ -35,6 +36,44 @@ def missing(received: bytes, count: int) -> Iterator[int]:
             yield index
 
 
+class Room(Protocol):
+    """Where a transfer's bytes are kept until all of them are here."""
+
+    def put(self, start: int, data: bytes) -> None:
+        """Keep bytes from `start` on."""
+        ...
+
+    def whole(self) -> bytes:
+        """All of them."""
+        ...
+
+    def release(self) -> None:
+        """They are not needed any more; may be said twice."""
+        ...
+
+
+class MemoryRoom:
+    """Room in memory.
+
+    Args:
+        size_bytes: of the whole.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self._buffer = bytearray(size_bytes)
+
+    def put(self, start: int, data: bytes) -> None:
+        """Keep bytes from `start` on."""
+        self._buffer[start : start + len(data)] = data
+
+    def whole(self) -> bytes:
+        """All of them."""
+        return bytes(self._buffer)
+
+    def release(self) -> None:
+        """They go with this object."""
+
+
 class Reassembly:
     """One incoming transfer: chunks in any order, doubles ignored, the digest checked at the end.
 
@@ -43,13 +82,20 @@ class Reassembly:
         chunk_bytes: size of every chunk but the last.
         payload_digest: SHA-256 of the whole, 32 bytes.
         payload_bytes_max: what the receiver is ready to hold.
+        room: where to keep it; memory, when nobody says.
 
     Raises:
         TooLargeError: the announcement passes a bound; nothing has been allocated.
     """
 
     def __init__(
-        self, payload_bytes: int, chunk_bytes: int, payload_digest: bytes, *, payload_bytes_max: int
+        self,
+        payload_bytes: int,
+        chunk_bytes: int,
+        payload_digest: bytes,
+        *,
+        payload_bytes_max: int,
+        room: Room | None = None,
     ) -> None:
         if payload_bytes > payload_bytes_max:
             raise TooLargeError(f"a payload of {payload_bytes} bytes, at most {payload_bytes_max}")
@@ -59,7 +105,7 @@ class Reassembly:
         self.payload_bytes = payload_bytes
         self.chunk_bytes = chunk_bytes
         self.payload_digest = payload_digest
-        self._buffer = bytearray(payload_bytes)
+        self._room = MemoryRoom(payload_bytes) if room is None else room
         self._bitmap = bytearray(-(-self.count // 8))
         self._held = 0
 
@@ -94,7 +140,7 @@ class Reassembly:
             raise RemoteProtocolError(f"chunk {index} has {len(data)} bytes")
         if self._bitmap[index >> 3] >> (index & 7) & 1:
             return
-        self._buffer[start : start + len(data)] = data
+        self._room.put(start, data)
         self._bitmap[index >> 3] |= 1 << (index & 7)
         self._held += 1
 
@@ -107,7 +153,7 @@ class Reassembly:
         """
         if not self.complete:
             raise RemoteProtocolError(f"{self.count - self._held} chunks are missing")
-        payload = bytes(self._buffer)
+        payload = self._room.whole()
         if hashlib.sha256(payload).digest() != self.payload_digest:
             raise DigestMismatchError("the payload is not the one that was announced")
         return payload

@@ -122,6 +122,8 @@ class MqttLink:
         will: makes the last will's (topic, payload) at each connect, or None for none.
         packet_bytes_max: this side's own packet limit.
         tls: needed for `mqtts://`.
+        on_taken: called whenever the broker has acknowledged a publication, in the middle of
+            paho's own work: it must neither wait nor publish.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class MqttLink:
         packet_bytes_max: int = limits.PACKET_BYTES_MAX_DEFAULT,
         tls: TlsFiles | None = None,
         keepalive_s: int = KEEPALIVE_S,
+        on_taken: Callable[[], None] = lambda: None,
     ) -> None:
         if address.tls and tls is None:
             raise BrokerAddressError("mqtts:// needs a CA file: TLS without one trusts anybody")
@@ -149,11 +152,13 @@ class MqttLink:
         self._on_up = on_up
         self._on_down = on_down
         self._will = will
+        self._on_taken = on_taken
         self._packet_bytes_max = packet_bytes_max
         self._tls = tls
         self._keepalive_s = keepalive_s
         self._protocol = MQTTProtocolVersion.MQTTv5
         self._pending: deque[tuple[MQTTMessageInfo, int]] = deque()
+        self._pending_bytes = 0
         self._pending_lock = Lock()  # whoever publishes, and paho's own thread
         self._closed_early = 0
         self._rebuilding = False
@@ -285,6 +290,7 @@ class MqttLink:
         size = publish_packet_bytes(topic, len(payload), mqtt5=self._mqtt5)
         with self._pending_lock:
             self._pending.append((info, size))
+            self._pending_bytes += size
             self._forget_acknowledged()
         self.traffic.sent_bytes += size
         self.traffic.sent_packets += 1
@@ -296,9 +302,16 @@ class MqttLink:
             self._forget_acknowledged()
             return len(self._pending)
 
+    @property
+    def in_flight_bytes(self) -> int:
+        """How many bytes of packets wait in memory, until the broker has acknowledged them."""
+        with self._pending_lock:
+            self._forget_acknowledged()
+            return self._pending_bytes
+
     def _forget_acknowledged(self) -> None:
         while self._pending and _is_acknowledged(self._pending[0][0]):
-            self._pending.popleft()
+            self._pending_bytes -= self._pending.popleft()[1]
 
     # -- paho's callbacks --------------------------------------------------------------------
 
@@ -400,6 +413,7 @@ class MqttLink:
                 self.traffic.sent_bytes -= size
                 self.traffic.sent_packets -= 1
             self._pending.clear()
+            self._pending_bytes = 0
 
     def _published(
         self,
@@ -410,6 +424,7 @@ class MqttLink:
         _properties: Properties | None,
     ) -> None:
         self.traffic.received_bytes += _PUBACK_BYTES
+        self._on_taken()
 
     def _received(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
         self.traffic.received_bytes += publish_packet_bytes(

@@ -1,5 +1,6 @@
 import hashlib
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +8,9 @@ from hypothesis import strategies as st
 
 from coordinator.inbox import Inbox
 from coordinator.signals import UpdateStored
+from coordinator.spill import Spill
 from wire import DigestMismatchError, RemoteProtocolError, TooLargeError, chunk_count, limits
+from wire.chunks import Room
 from wire.messages import Chunk
 
 CHUNK = 16
@@ -154,5 +157,60 @@ def test_all_transfers_together_are_bounded_and_the_oldest_makes_room(
     inbox, payload = Inbox(1_000), bytes(100)
     for number in range(5):
         inbox.announce(f"d{number}", stored(f"u{number}", payload, f"d{number}"), CHUNK)
-        assert sum(update.payload_bytes for update, _ in inbox._partials.values()) <= 250
+        assert inbox.held_bytes <= 250
     assert held(inbox) == {"u3", "u4"}
+
+
+def test_what_memory_has_no_room_for_waits_on_disk_and_comes_back_whole(tmp_path: Path) -> None:
+    spill = Spill(tmp_path, 100)
+    inbox = Inbox(100, spill, memory_bytes_max=150)
+    payloads = {f"u{number}": bytes([number]) * 100 for number in range(5)}
+    updates = {name: stored(name, data, device=name) for name, data in payloads.items()}
+    for name, update in updates.items():
+        inbox.announce(name, update, CHUNK)
+    assert inbox.memory_bytes == 100
+    assert len(spill) == 4
+    # A chunk of each in turn, so that their bytes are interleaved on the disk.
+    done = {}
+    for index in range(chunk_count(100, CHUNK)):
+        for name, update in updates.items():
+            whole = inbox.add(name, chunks(update, payloads[name])[index])
+            if whole is not None:
+                done[name] = whole[1]
+    assert done == payloads
+    assert len(inbox) == len(spill) == 0
+    assert list(tmp_path.iterdir()) == [], "the file has no name"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 19), st.integers(1, 100)), max_size=60))
+def test_whatever_is_announced_memory_and_disk_hold_no_more_than_their_bounds(
+    tmp_path_factory: pytest.TempPathFactory, announced: list[tuple[int, int]]
+) -> None:
+    spill = Spill(tmp_path_factory.mktemp("spill"), 100)
+    inbox = Inbox(100, spill, memory_bytes_max=250)
+    for number, size in announced:
+        update = stored(f"u{number}", bytes(size), device=f"d{number % 7}")
+        inbox.announce(f"d{number % 7}", update, CHUNK)
+        assert inbox.memory_bytes <= 250
+        assert len(inbox) <= 7 * limits.PARTIALS_PER_DEVICE_MAX
+        assert len(spill) <= len(inbox)
+    spill.close()
+
+
+class FullDisk:
+    """A disk that takes nothing."""
+
+    def slot(self, _size_bytes: int) -> Room:
+        raise OSError(28, "no space left on device")
+
+
+def test_a_full_disk_makes_the_oldest_in_memory_give_way() -> None:
+    inbox, payload = Inbox(100, FullDisk(), memory_bytes_max=150), bytes(range(100))
+    first, second = stored("a", payload, "d1"), stored("b", payload, "d2")
+    inbox.announce("d1", first, CHUNK)
+    inbox.announce("d2", second, CHUNK)
+    assert inbox.memory_bytes == 100
+    assert inbox.add("d1", chunks(first, payload)[0]) is None
+    done = [inbox.add("d2", piece) for piece in chunks(second, payload)]
+    assert done[-1] == (second, payload)
