@@ -14,17 +14,21 @@ from typing import Final
 
 import msgspec
 
+from coordinator.changes import check_changes, remember, remembered
 from coordinator.conductor import Conductor
 from coordinator.config import FederationConfig
 from coordinator.downloads import Downloads
 from coordinator.enrolment import Enrolment
 from coordinator.evaluation import Evaluator
+from coordinator.floods import Floods
+from coordinator.headroom import Headroom, plenty
 from coordinator.identity import Identity
 from coordinator.inbox import Inbox
 from coordinator.leases import Leases
 from coordinator.models import Models
+from coordinator.round import COUNTED
 from coordinator.signals import DeviceAsks, UpdateStored
-from coordinator.store import Store
+from coordinator.store import DiskFullError, Store
 from wire import (
     Crypto,
     Manifest,
@@ -41,6 +45,7 @@ from wire.errors import (
     NotInvitedError,
     SchemaMismatchError,
     StaleRoundError,
+    UnknownVersionError,
 )
 from wire.link import publish_packet_bytes
 from wire.messages import (
@@ -71,6 +76,10 @@ IDLE_COME_BACK_S: Final = 3_600.0
 STABLE: Final = "stable"
 # What an update is settled with that came when its round had all it needed.
 ROUND_CLOSED: Final = "round_closed"
+# Why an update is not taken now: it stays on its device, and is offered again.
+DISK_FULL: Final = "disk_full"
+# What an update is said to be whose line of the ledger was let go of, if it did not count.
+LEDGER_TRIMMED: Final = "ledger_trimmed"
 _ROUNDS_TOLD_AGAIN: Final = 2
 _BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
@@ -92,6 +101,11 @@ class Coordinator:
         seed: the federation's public seed.
         first_gathering: how many devices to hear before the first round, if they come in time.
         gathering_s: how long to wait for them.
+        free_bytes: what is free on the disk of the state directory.
+
+    Raises:
+        ConfigChangeError: the file has changed where it may not since the last run.
+        StoreError: the state directory is another model's.
     """
 
     def __init__(
@@ -109,13 +123,27 @@ class Coordinator:
         seed: int = 0,
         first_gathering: int = 0,
         gathering_s: float = 30.0,
+        free_bytes: Callable[[], int] = plenty,
     ) -> None:
-        self.config = config
         self.store = store
+        in_force = remembered(store)
+        if in_force is not None:
+            check_changes(in_force, config, spent=bool(store.privacy()), running=False)
+        # A round that is open ends under the file that it was opened with.
+        self._new_config = config
+        if in_force is not None and store.unfinished_round() is not None:
+            config = in_force
+        self.config = config
         self.models = Models(manifest, store, config.downlink.codec, now_s)
         self.leases = Leases()
         self.sent_bytes = 0
         self.received_bytes = 0
+        self._headroom = Headroom(
+            free_bytes,
+            parameters=self.models.schema.parameters,
+            updates=config.rounds.to_invite,
+            observe=observe,
+        )
         self.rounds = Conductor(
             config=config,
             store=store,
@@ -127,6 +155,8 @@ class Coordinator:
             count_incident=self.count_incident,
             traffic=lambda: (self.sent_bytes, self.received_bytes),
             run_over=self._run_over,
+            headroom=self._headroom,
+            reconfigured=self._reconfigured,
             seed=seed,
             first_gathering=first_gathering,
             gathering_until_s=now_s + gathering_s,
@@ -146,6 +176,7 @@ class Coordinator:
         }
         self._check_ins = {name: int(row["last_check_in"]) for name, row in rows.items()}
         self._new_check_ins: set[str] = set()
+        self._floods = Floods()
         self._enrolment = Enrolment(store, keys, crypto, config.federation.name)
         self._inbox = Inbox(self.models.payload_bytes_max)
         self._incidents: dict[tuple[str, str], tuple[int, str]] = {}
@@ -194,11 +225,36 @@ class Coordinator:
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
         self.rounds.start(now_s)
+        self.rounds.reconfigure(self._new_config, now_s)
         self._flush_soon(now_s)
+
+    def reconfigure(self, config: FederationConfig, now_s: float) -> None:
+        """Take another file, which comes into force at the next round's edge.
+
+        Raises:
+            ConfigChangeError: it differs where it may not; the old one stays.
+        """
+        spent = bool(self.store.privacy())
+        check_changes(self.config, config, spent=spent, running=True)
+        self._new_config = config
+        self.rounds.reconfigure(config, now_s)
+
+    def _reconfigured(self, config: FederationConfig) -> None:
+        """A round's edge is here: this file is in force from now on."""
+        before = remembered(self.store)
+        if before == config:
+            self.config = config
+            return
+        remember(self.store, config)
+        self.config = config
+        if before is not None:
+            for change in check_changes(before, config, spent=False, running=False):
+                self._observe(Report("config_changed", str(change)))
 
     def stop(self) -> None:
         """Write what is only in memory: counts. Rounds need nothing."""
-        self._flush()
+        with self._headroom.or_not():
+            self._flush()
 
     def on_link_up(self, packet_bytes_max: int, now_s: float) -> None:
         """The broker is there, and takes packets of this size."""
@@ -246,10 +302,12 @@ class Coordinator:
             if timers.get(timer, now_s + 1.0) > now_s:
                 continue
             del timers[timer]
-            if timer == FLUSH:
-                self._flush()
-            else:
-                self.rounds.wake(timer, now_s)
+            # What finds no room is tried again by whoever owns it; nothing of it is lost.
+            with self._headroom.or_not():
+                if timer == FLUSH:
+                    self._flush()
+                else:
+                    self.rounds.wake(timer, now_s)
         self._flush_soon(now_s)
 
     def on_frame(self, topic: str, data: bytes, now_s: float) -> None:
@@ -269,7 +327,11 @@ class Coordinator:
                 raise UnknownSenderError(f"{address.device} is not enrolled here")
             device = address.device
             message = frames.open_frame(data, address, public_key, self.crypto)
-            self._on_message(device, message, now_s)
+            if not isinstance(message, Chunk):
+                # Only what the device has signed counts: others cannot use up its allowance.
+                self._floods.check(device, now_s)
+            with self._headroom.or_not():
+                self._on_message(device, message, now_s)
         except RemoteProtocolError as error:
             self.count_incident(device, error)
         self._flush_soon(now_s)
@@ -314,7 +376,11 @@ class Coordinator:
         if not isinstance(request, EnrolRequest):
             raise RemoteProtocolError("not an enrolment request")
         frames.verify(frame, address, request.public_key, self.crypto)
-        answer, enrolled = self._enrolment.redeem(address.device, request, now_s)
+        try:
+            answer, enrolled = self._enrolment.redeem(address.device, request, now_s)
+        except DiskFullError:
+            self._headroom.ran_out()
+            answer, enrolled = Refused(EnrolRequest.KIND, DISK_FULL, "try again later"), ""
         if enrolled:
             self._devices[enrolled] = request.public_key
             self._observe(Report("enrolled", request.device_class, enrolled))
@@ -328,9 +394,11 @@ class Coordinator:
             case Available():
                 self._available(device, message, now_s)
             case Declined():
+                if message.check_in < self._check_ins.get(device, 0):
+                    raise RemoteProtocolError(f"declines check-in {message.check_in}, an old one")
                 self._lost(device, message.reason, message.round, now_s)
             case Failed():
-                if message.detail:
+                if message.detail and device in self.rounds.round.waiting_for:
                     self._observe(Report("training_failed", f"{message.detail}", device))
                 self._lost(device, message.reason, message.round, now_s)
             case Gone():
@@ -362,9 +430,11 @@ class Coordinator:
         before, self._check_ins[device] = self._check_ins.get(device, 0), message.check_in
         first_of_boot = message.check_in >> _BOOT_BITS != before >> _BOOT_BITS
         self._new_check_ins.add(device)
-        if first_of_boot:
+        if first_of_boot and self._floods.may_write(device, now_s):
             # A restart can only recall a device whose boot it knows; the others can wait.
-            self._flush_check_ins()
+            with self._headroom.or_not():
+                self._flush_check_ins()
+        self._doubt(device, message.held_version)
         released = self.store.released(STABLE)
         if released is not None and released["version"] != message.released_version:
             self._publish(Release(released["version"], released["digest"], STABLE), device)
@@ -380,6 +450,18 @@ class Coordinator:
         self.leases.check_in(device, message, now_s)
         self.rounds.plan_soon(now_s)
 
+    def _doubt(self, device: str, held_version: int) -> None:
+        """A version that this coordinator has not made: a lie, or what a lost future has left."""
+        if held_version <= self.models.version or held_version <= self.models.lost_up_to:
+            return
+        self.count_incident(
+            device,
+            UnknownVersionError(
+                f"holds version {held_version}, which was not made here; if many devices say so,"
+                " the state directory is an old copy: use `potluck coordinator restore`"
+            ),
+        )
+
     def _lost(self, device: str, reason: str, round_number: int, now_s: float) -> None:
         if self.leases.end(device) or device in self.rounds.round.waiting_for:
             self._observe(Report("declined", reason, device))
@@ -390,6 +472,17 @@ class Coordinator:
             self.rounds.lose(device, reason, now_s)
 
     def _offer(self, device: str, message: UpdateOffer, now_s: float) -> None:
+        try:
+            self._judge(device, message, now_s)
+        except DiskFullError:
+            self._headroom.ran_out()
+            self._no_room(device)
+
+    def _no_room(self, device: str) -> None:
+        """Not now: the device keeps what it has sealed, and asks again, less and less often."""
+        self._publish(Refused(UpdateOffer.KIND, DISK_FULL, "try again later"), device)
+
+    def _judge(self, device: str, message: UpdateOffer, now_s: float) -> None:
         name = self.config.federation.name
         if message.update_id != identity.update_id(name, message.round, device):
             raise RemoteProtocolError("the update id is not this device's for this round")
@@ -398,6 +491,12 @@ class Coordinator:
             self._tell(device, message.update_id)
             if known.digest != message.payload_digest:
                 raise DuplicateError("the same update id was offered with other bytes")
+            return
+        totals = self.store.round_totals(message.round)
+        if totals is not None:
+            counted = totals.counts(message.update_id)
+            reason = COUNTED if counted else LEDGER_TRIMMED
+            self._publish(Settled(message.update_id, counted, reason), device)
             return
         update = self._describe(device, message, now_s)
         if self._is_late(device, message):
@@ -412,6 +511,9 @@ class Coordinator:
             self._refuse(device, update, refusal.reason, now_s)
             self._lost(device, refusal.reason, message.round, now_s)
             raise refusal
+        if self.rounds.waits_for_room or not self._headroom.has_room(message.payload_bytes):
+            self._no_room(device)
+            return
         received = self._inbox.announce(device, update, message.chunk_bytes)
         if not message.chunks_follow:
             self._publish(UploadStatus(message.update_id, received), device)
@@ -468,7 +570,13 @@ class Coordinator:
         done = self._inbox.add(device, message)
         if done is None:
             return
-        update, payload = done
+        try:
+            self._take(device, *done, now_s)
+        except DiskFullError:
+            self._headroom.ran_out()
+            self._no_room(device)
+
+    def _take(self, device: str, update: UpdateStored, payload: bytes, now_s: float) -> None:
         update = msgspec.structs.replace(update, receipted_at_s=now_s)
         current = self.rounds.round
         expected = current.opened is not None and current.opened.round == update.round
@@ -487,7 +595,7 @@ class Coordinator:
         if row.receipted_at is not None:
             self._publish(Receipt(update_id), device)
         if row.counted is not None:
-            self._publish(Settled(update_id, row.counted, row.reason or "counted"), device)
+            self._publish(Settled(update_id, row.counted, row.reason or COUNTED), device)
 
     # -- speaking ----------------------------------------------------------------------------
 

@@ -12,14 +12,24 @@ rather than the code above them:
   end appear together.
 """
 
-from coordinator.store._database import StoreError
+from coordinator.store._database import DiskFullError, StoreError
 from coordinator.store._devices import DeviceTables
-from coordinator.store._ledger import LedgerTables, UpdateRow
+from coordinator.store._ledger import UpdateRow
 from coordinator.store._models import ModelCommit
+from coordinator.store._retention import RetentionTables, RoundTotals
+from coordinator.store._schema import SCHEMA_VERSION
 
 
-class Store(DeviceTables, LedgerTables):
+class Store(DeviceTables, RetentionTables):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 
-__all__ = ["ModelCommit", "Store", "StoreError", "UpdateRow"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "DiskFullError",
+    "ModelCommit",
+    "RoundTotals",
+    "Store",
+    "StoreError",
+    "UpdateRow",
+]

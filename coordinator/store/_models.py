@@ -76,6 +76,11 @@ class ModelTables(Database):
             "SELECT * FROM releases WHERE alias = ? ORDER BY sequence DESC LIMIT 1", (alias,)
         )
 
+    def released_versions(self) -> frozenset[int]:
+        """Every version that an alias has meant: rolling back needs its tensors."""
+        rows = self._db.execute("SELECT DISTINCT version FROM releases")
+        return frozenset(row["version"] for row in rows)
+
     def releases(self) -> list[sqlite3.Row]:
         """Every release, in order."""
         return self._db.execute("SELECT * FROM releases ORDER BY sequence").fetchall()

@@ -49,5 +49,10 @@ CREATE TABLE incidents (
 ) STRICT;
 """
 
-MIGRATIONS: Final = (_FIRST,)
+# What is left of a round whose lines of the ledger have been deleted.
+_SECOND_DUR: Final = """
+ALTER TABLE rounds ADD COLUMN totals BLOB;
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND_DUR)
 SCHEMA_VERSION: Final = len(MIGRATIONS)
