@@ -96,6 +96,10 @@ class _Connection:
             raise DiskFullError("the disk is full")
         return self._inner.executemany(sql, parameters)
 
+    def executescript(self, sql: str) -> sqlite3.Cursor:
+        """As sqlite3's; `Store` gives back pages with it, which changes nothing that is kept."""
+        return self._inner.executescript(sql)
+
     def close(self) -> None:
         """Nothing: the disk outlives the process."""
 

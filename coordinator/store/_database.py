@@ -171,7 +171,8 @@ class Database:
 
     def give_back_pages(self, pages_max: int) -> None:
         """Shorten the file by at most so many free pages, if it was made to be shortened."""
-        self._db.execute(f"PRAGMA incremental_vacuum({int(pages_max)})").fetchall()
+        # A step of it frees one page; `execute` takes a single step.
+        self._db.executescript(f"PRAGMA incremental_vacuum({int(pages_max)})")
 
     # -- meta --------------------------------------------------------------------------------
 

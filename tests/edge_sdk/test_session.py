@@ -497,6 +497,20 @@ def test_patience_doubles_up_to_a_bound_and_starts_anew_with_a_new_link() -> Non
     assert [e.at_s - 100.0 for e in effects if isinstance(e, WakeAt)] == waits[:1]
 
 
+def test_a_coordinator_without_room_is_asked_again_less_and_less_often() -> None:
+    s = at(Phase.UPLOADING)
+    sealed, waited = s.sealed, []
+    for _ in range(4):
+        s, effects = play(s, Woke("offer_again"))
+        waited += [e.at_s - 100.0 for e in effects if isinstance(e, WakeAt)]
+        s, effects = play(s, Refused(UpdateOffer.KIND, "disk_full", "try again later"))
+        assert (s.phase, s.sealed) == (Phase.UPLOADING, sealed)
+        assert not sent(effects), "a refusal is not answered at once"
+        assert not [e for e in effects if isinstance(e, CancelWake | Persist)]
+    assert waited == sorted(waited)
+    assert waited[-1] >= 2 * waited[0]
+
+
 def test_a_chunk_fits_both_ends_of_the_way() -> None:
     for link_bytes, expected in ((300, 300), (100_000, 700)):
         _, effects = play(at(Phase.SEALED), LinkUp(link_bytes))
