@@ -333,8 +333,10 @@ def _woke_check_in(s: Session, event: Woke, now_s: float) -> Step:
 
 
 def _come_back(s: Session, event: ComeBackAt, now_s: float) -> Step:
-    # A coordinator that restarted may know an earlier check-in of this boot, and no later one.
-    if not s.boot << 32 < event.check_in <= s.check_in:
+    # A coordinator that restarted may know an earlier check-in of this boot, and no later one. It
+    # may know none of this boot at all, when both came up at once: then it can only say "now".
+    # An old word that a broker kept can make a device speak, but never keep it silent.
+    if event.check_in > s.check_in or (event.check_in <= s.boot << 32 and event.after_s > 0.0):
         return s, ()
     return s, (WakeAt(CHECK_IN, now_s + event.after_s), Report("come_back", event.reason))
 

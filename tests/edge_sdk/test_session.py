@@ -463,6 +463,15 @@ def test_come_back_is_believed_for_a_check_in_of_this_boot_only() -> None:
         assert play(s, ComeBackAt(other, 50.0)) == (s, [])
 
 
+def test_a_coordinator_that_knows_only_an_earlier_boot_can_say_now_and_nothing_else() -> None:
+    s = idle()
+    earlier = ((BOOT - 1) << 32) + 7
+    _, effects = play(s, ComeBackAt(earlier, 0.0, "coordinator_is_back"))
+    assert effects == [WakeAt(CHECK_IN, 100.0), Report("come_back", "coordinator_is_back")]
+    assert play(s, ComeBackAt(earlier, 0.001)) == (s, [])
+    assert play(s, ComeBackAt(s.check_in + 1, 0.0)) == (s, [])
+
+
 # -- offering again ------------------------------------------------------------------------------
 
 
