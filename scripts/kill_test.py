@@ -42,8 +42,18 @@ _PATIENCE_S: Final = 120.0
 _NOBODY_OPENS: Final = 100_000
 
 _TASK: Final = """
+import time
 import numpy as np
 from edge_sdk import NumpyTrainer
+
+class Slow(NumpyTrainer):
+    """Takes up to a second, so that there is something to strike at."""
+
+    def train(self, model, plan, *, stop):
+        over_s = time.monotonic() + (plan.seed * 7_919 % 1_000) / 1_000 * {slow_s}
+        while time.monotonic() < over_s and not stop():
+            time.sleep(0.01)
+        return super().train(model, plan, stop=stop)
 
 class Task:
     def model(self):
@@ -53,7 +63,7 @@ class Task:
         chance = np.random.default_rng(device.seed)
         x = chance.standard_normal((120, 16)).astype("f4")
         y = x[:, :4].argmax(axis=1)
-        return NumpyTrainer(x[:100], y[:100], holdout=(x[100:], y[100:]), seed=device.seed)
+        return Slow(x[:100], y[:100], holdout=(x[100:], y[100:]), seed=device.seed)
 
 task = Task()
 """
@@ -98,10 +108,10 @@ class Federation:
         text = _FEDERATION.format(count=rounds, cohort=cohort, every_s=every_s)
         (self.directory / "federation.toml").write_text(text, encoding="utf-8")
 
-    def set_up(self, hidden: int) -> None:
+    def set_up(self, hidden: int, slow_s: float) -> None:
         """Keys, tokens, and every device enrolled; no round has been held."""
         (self.directory / "their_task.py").write_text(
-            textwrap.dedent(_TASK.format(hidden=hidden)), encoding="utf-8"
+            textwrap.dedent(_TASK.format(hidden=hidden, slow_s=slow_s)), encoding="utf-8"
         )
         self.write_file(rounds=1, cohort=_NOBODY_OPENS, every_s=0.0)
         self.broker.start()
@@ -307,7 +317,6 @@ class Result(msgspec.Struct):
     killed_in_round: dict[int, int]
     undisturbed: Outcome
     disturbed: Outcome
-    restart_s: list[float]
 
 
 def play(  # noqa: PLR0913 - the options of the command
@@ -317,7 +326,8 @@ def play(  # noqa: PLR0913 - the options of the command
     rounds: int,
     kills: int,
     devices: int,
-    every_s: float,
+    every_s: float = 0.5,
+    slow_s: float = 1.5,
     hidden: int = 32,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Result:
@@ -330,6 +340,7 @@ def play(  # noqa: PLR0913 - the options of the command
         kills: how many, in all.
         devices: how many; each is in every round.
         every_s: seconds from one round to the next while there are kills.
+        slow_s: seconds that a training takes at most.
         hidden: hidden units of the model.
         say: told of progress.
 
@@ -341,7 +352,7 @@ def play(  # noqa: PLR0913 - the options of the command
     template.mkdir(parents=True)
     federation = Federation(template, port, devices)
     try:
-        federation.set_up(hidden)
+        federation.set_up(hidden, slow_s)
     finally:
         federation.close()
     say("enrolled")
@@ -361,7 +372,7 @@ def play(  # noqa: PLR0913 - the options of the command
         outcomes.append(look_at(federation, time.monotonic() - started_s))
         say(f"{name}: {outcomes[-1]}")
     undisturbed, disturbed = outcomes
-    result = Result(seed, dict(struck), dict(in_round), undisturbed, disturbed, [])
+    result = Result(seed, dict(struck), dict(in_round), undisturbed, disturbed)
     everything = devices * rounds
     if disturbed.rounds != {"committed": rounds} or disturbed.counted != everything:
         raise KillTestError(f"not every update counted: {disturbed}")
@@ -380,11 +391,17 @@ def _goes_on(federation: Federation, rounds: int) -> bool:
 def _strike(
     federation: Federation, seed: int, kills: int, rounds: int, say: Callable[[str], None]
 ) -> tuple[Counter[str], Counter[int]]:
-    """Kill and start again; what lies in ruins for a moment is not killed twice."""
+    """Kill and start again."""
     chance = random.Random(seed)  # noqa: S311 - a test's dice
     struck, in_round = Counter[str](), Counter[int]()
     weights = [federation.devices, *(1 for _ in range(federation.devices)), 1]
     for number in range(kills):
+        # As many in each round, at any time in it.
+        until(
+            lambda due=number * rounds // kills: federation.round() >= due,  # type: ignore[misc] # bound now
+            "the next round",
+            600.0,
+        )
         time.sleep(chance.uniform(*_GAP_S))
         federation.look_after()
         (name,) = chance.choices(federation.names, weights)
@@ -407,7 +424,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20, help="default: 20")
     parser.add_argument("--kills", type=int, default=100, help="default: 100")
     parser.add_argument("--devices", type=int, default=3, help="default: 3")
-    parser.add_argument("--every", type=float, default=7.0, help="seconds a round (default: 7)")
+    parser.add_argument("--every", type=float, default=0.5, help="[rounds] every_s (default: 0.5)")
     parser.add_argument("--keep", type=Path, help="a new directory to work in, which stays")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
