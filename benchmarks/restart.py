@@ -75,9 +75,7 @@ def restart_seconds(
         spool_bytes = _make_state(home, parameters, updates, codec)
         times = [_one_start(home, broker.url, updates) for _ in range(repeats)]
         bare_s = _bare_start()
-    return RestartTimes(
-        parameters, updates, spool_bytes, statistics.median(times), times, bare_s
-    )
+    return RestartTimes(parameters, updates, spool_bytes, statistics.median(times), times, bare_s)
 
 
 def _make_state(home: Path, parameters: int, updates: int, codec: str) -> int:
@@ -149,7 +147,7 @@ def _one_start(home: Path, url: str, updates: int) -> float:
     """Start, wait until it collects, kill."""
     command = ["coordinator", "run", "federation.toml", "--state-dir", "state", "--json"]
     started_s = time.monotonic()
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 - our own command line
         [sys.executable, "-m", "potluck", *command, "--broker", url],
         cwd=home,
         env=_environment(),

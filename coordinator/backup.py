@@ -234,9 +234,7 @@ def _small(archive: tarfile.TarFile, name: str, bytes_max: int) -> bytes:
     return data.read()
 
 
-def _extract(
-    archive: tarfile.TarFile, name: str, part: _Part, state_dir: Path, file: Path
-) -> None:
+def _extract(archive: tarfile.TarFile, name: str, part: _Part, state_dir: Path, file: Path) -> None:
     member, data = _member(archive, name)
     digest = hashlib.sha256()
     descriptor = os.open(state_dir / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -21,14 +21,14 @@ _NOT_OURS: Final = frozenset({"fleet"})
 _NEVER: Final = {
     "federation.name": "devices know it by that name; use another state directory",
 }
-_ONCE_SPENT: Final = {
-    key: "privacy has been spent under it; write the old value back, or use another state directory"
-    for key in ("privacy.mode", "privacy.unit", "privacy.delta")
-}
-_AT_A_START: Final = {
-    key: "it changes when the coordinator is stopped and run again"
-    for key in ("broker.url", "broker.packet_bytes_max", "federation.task")
-}
+_ONCE_SPENT: Final = dict.fromkeys(
+    ("privacy.mode", "privacy.unit", "privacy.delta"),
+    "privacy has been spent under it; write the old value back, or use another state directory",
+)
+_AT_A_START: Final = dict.fromkeys(
+    ("broker.url", "broker.packet_bytes_max", "federation.task"),
+    "it changes when the coordinator is stopped and run again",
+)
 
 
 class ConfigChangeError(PotluckError):

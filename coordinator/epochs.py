@@ -9,6 +9,8 @@ all that any earlier one can have used.
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from coordinator.store import Store, StoreError
 
 ROUNDS_PER_EPOCH: Final = 1_000_000
@@ -71,9 +73,15 @@ def begin_epoch(store: Store, now_s: float, epoch: int | None = None) -> Numberi
         epoch = min(max(old.epoch + 1, int((now_s - _FIRST_S) // _HOUR_S)), EPOCH_MAX)
     if not old.epoch < epoch <= EPOCH_MAX:
         raise StoreError(f"epoch {epoch}: it has to be {old.epoch + 1} to {EPOCH_MAX}")
-    last = store.last_round()
+    last, unfinished = store.last_round(), store.unfinished_round()
     new = Numbering(epoch, epoch * ROUNDS_PER_EPOCH - old.rounds_done(last))
     with store.transaction():
+        if unfinished is not None:
+            # Its devices have long been in later rounds: it ends with what it has.
+            opened, _stored = unfinished
+            started_s = min(opened.opened_at_s, now_s)
+            ends = msgspec.structs.replace(opened, opened_at_s=started_s, deadline_at_s=now_s)
+            store.change_open_round(ends)
         store.put(_EPOCH, str(new.epoch).encode())
         store.put(_SKIPPED, str(new.skipped).encode())
     return new

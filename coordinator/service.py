@@ -288,12 +288,13 @@ class Coordinator:
                 if row.device in self._devices:
                     self._tell(row.device, row.update_id)
         for device, check_in in sorted(self._check_ins.items()):
-            if not check_in or device not in self._devices:
+            if device not in self._devices:
                 continue
             if self.rounds.may_still_train(device, now_s):
                 self.rounds.step(DeviceAsks(device, check_in), now_s)
             else:
-                self._publish(ComeBackAt(check_in, 0.0, "coordinator_is_back"), device)
+                # One that was never heard may have spoken before anybody listened.
+                self._publish(ComeBackAt(max(check_in, 1), 0.0, "coordinator_is_back"), device)
 
     def wake(self, now_s: float) -> None:
         """Run every timer that is due."""
@@ -394,12 +395,10 @@ class Coordinator:
             case Available():
                 self._available(device, message, now_s)
             case Declined():
-                if message.check_in < self._check_ins.get(device, 0):
-                    raise RemoteProtocolError(f"declines check-in {message.check_in}, an old one")
+                self._check_is_no_replay(device, message)
                 self._lost(device, message.reason, message.round, now_s)
             case Failed():
-                if message.detail and device in self.rounds.round.waiting_for:
-                    self._observe(Report("training_failed", f"{message.detail}", device))
+                self._failed(device, message)
                 self._lost(device, message.reason, message.round, now_s)
             case Gone():
                 self.leases.end_since(device, message.check_in)
@@ -418,6 +417,15 @@ class Coordinator:
                 del self._devices[device]
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not expected from a device")
+
+    def _failed(self, device: str, message: Failed) -> None:
+        """Say what a device says of work that the round waits for; once, then it does not wait."""
+        if message.detail and device in self.rounds.round.waiting_for:
+            self._observe(Report("training_failed", message.detail, device))
+
+    def _check_is_no_replay(self, device: str, message: Declined) -> None:
+        if message.check_in < self._check_ins.get(device, 0):
+            raise RemoteProtocolError(f"declines check-in {message.check_in}, an old one")
 
     def _available(self, device: str, message: Available, now_s: float) -> None:
         if message.check_in <= self._check_ins.get(device, 0):

@@ -341,6 +341,13 @@ def _come_back(s: Session, event: ComeBackAt, now_s: float) -> Step:
     return s, (WakeAt(CHECK_IN, now_s + event.after_s), Report("come_back", event.reason))
 
 
+def _come_back_uploading(s: Session, event: ComeBackAt, now_s: float) -> Step:
+    """The coordinator has restarted: what it knows of the sealed update may be asked at once."""
+    if event.check_in > s.check_in or event.after_s > 0.0:
+        return s, ()
+    return s, (WakeAt(OFFER_AGAIN, now_s), Report("come_back", event.reason))
+
+
 def _invited(s: Session, event: Invite, now_s: float) -> Step:
     if not s.boot << 32 < event.check_in <= s.check_in:
         return s, (
@@ -664,6 +671,7 @@ TABLE: Final[Table[Session]] = MappingProxyType(
                 UploadStatus: Rule(_upload_status, (_P.UPLOADING,)),
                 Receipt: Rule(_receipt, (_P.UPLOADING,)),
                 Settled: Rule(_settled, (_P.SETTLED, _P.UPLOADING)),
+                ComeBackAt: Rule(_come_back_uploading, (_P.UPLOADING,)),
                 Woke: Rule(_woke_uploading, (_P.UPLOADING,)),
             },
         ),

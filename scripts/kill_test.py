@@ -47,8 +47,7 @@ import numpy as np
 from edge_sdk import NumpyTrainer
 
 class Slow(NumpyTrainer):
-    """Takes up to a second, so that there is something to strike at."""
-
+    # Takes a while, so that there is something to strike at.
     def train(self, model, plan, *, stop):
         over_s = time.monotonic() + (plan.seed * 7_919 % 1_000) / 1_000 * {slow_s}
         while time.monotonic() < over_s and not stop():
@@ -122,7 +121,7 @@ class Federation:
         self.close()
 
     def _run(self, *arguments: str | Path) -> None:
-        subprocess.run(
+        subprocess.run(  # noqa: S603 - our own command line
             [sys.executable, "-m", "potluck", *map(str, arguments)],
             cwd=self.directory,
             env=_environment(),
@@ -166,7 +165,7 @@ class Federation:
             if not (self.directory / name).exists():
                 command += ["--token-file", "tokens"]
         with (self.directory / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
+            self._running[name] = subprocess.Popen(  # noqa: S603 - our own command line
                 [sys.executable, "-m", "potluck", *command],
                 cwd=self.directory,
                 env=_environment(),
@@ -291,7 +290,11 @@ def look_at(federation: Federation, wall_s: float) -> Outcome:
             raise KillTestError(f"{row.update_id.hex()} is receipted and not settled")
     for name in federation.names[1:-1]:
         status = read_status(federation.directory / name)
-        ours = {(r.update_id, r.round, bool(r.counted), r.reason) for r in rows if r.device == status.device}
+        ours = {
+            (r.update_id, r.round, bool(r.counted), r.reason)
+            for r in rows
+            if r.device == status.device
+        }
         said = [(f.update_id, f.round, f.counted, f.reason) for f in status.history]
         if len(set(said)) != len(said) or set(said) != ours:
             raise KillTestError(
@@ -319,7 +322,7 @@ class Result(msgspec.Struct):
     disturbed: Outcome
 
 
-def play(  # noqa: PLR0913 - the options of the command
+def play(
     directory: Path,
     *,
     seed: int,

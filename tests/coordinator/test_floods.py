@@ -163,9 +163,7 @@ def test_a_flood_of_garbage_grows_a_count_and_nothing_else(tmp_path: Path) -> No
 def test_a_flood_of_strangers_grows_one_count(tmp_path: Path) -> None:
     loopback = collecting(tmp_path)
     for number in range(MANY):
-        loopback.coordinator.on_frame(
-            f"potluck/1/toy/{number:016x}/up", bytes(200), loopback.now_s
-        )
+        loopback.coordinator.on_frame(f"potluck/1/toy/{number:016x}/up", bytes(200), loopback.now_s)
     assert loopback.incidents()["-", "unknown_sender"] == MANY
     assert len(loopback.coordinator._floods._buckets) <= len(loopback.devices)
     others_commit(loopback)
@@ -184,9 +182,7 @@ def test_whoever_floods_uses_up_no_allowance_but_its_own(tmp_path: Path) -> None
     """Frames under another's name do not verify, and are not counted against it."""
     loopback = collecting(tmp_path)
     for _ in range(MANY):
-        frame = frames.seal(
-            check_in(loopback, 0), loopback.address(1), loopback.signers[0]
-        )
+        frame = frames.seal(check_in(loopback, 0), loopback.address(1), loopback.signers[0])
         loopback.inject(1, frame)
     name = loopback.devices[1].session.device
     assert (name, "too_often") not in loopback.incidents()
@@ -205,9 +201,10 @@ def test_an_allowance_refills_with_time_and_is_forgotten_when_it_is_full() -> No
     with pytest.raises(TooOftenError):
         floods.check("d", 11.0)
     floods.check("d", 0.0 + 1e9)
+    for _ in range(int(MESSAGES_AT_ONCE)):
+        floods.check("e", 5.0)
     with pytest.raises(TooOftenError):
-        for _ in range(int(MESSAGES_AT_ONCE) + 1):
-            floods.check("e", -1e9)  # a clock that was set back
+        floods.check("e", -1e9)  # a clock that was set back
     for number in range(20_000):
         floods.check(f"device-{number}", 1e9 + number)
     assert len(floods._buckets) < 10_000
@@ -247,7 +244,7 @@ def test_every_frame_of_a_device_replayed_later_changes_nothing(tmp_path: Path) 
 
 @pytest.mark.parametrize("old", [True, False], ids=["of an earlier check-in", "of this one"])
 def test_a_refusal_that_is_replayed_does_not_cost_a_device_its_place(
-    tmp_path: Path, old: bool
+    *, tmp_path: Path, old: bool
 ) -> None:
     """Only a refusal of the check-in that was invited, or of a later one, is believed."""
     loopback = collecting(tmp_path)

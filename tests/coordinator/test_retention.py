@@ -93,7 +93,9 @@ def test_a_round_that_is_larger_than_a_step_goes_in_several(store: Store) -> Non
         for row in rows:
             store.store_update(row, b"x")
     accepted = tuple(row.update_id for row in rows)
-    store.commit_round(ModelCommit(1, 1, bytes(32), b"d", b"s", b"e", accepted), 1.0, keep=frozenset())
+    store.commit_round(
+        ModelCommit(1, 1, bytes(32), b"d", b"s", b"e", accepted), 1.0, keep=frozenset()
+    )
     for number in range(2, 6):
         store.open_round(opened(number))
         store.commit_round(commit(number, round_number=number), 2.0, keep=frozenset())

@@ -520,6 +520,16 @@ def test_a_coordinator_without_room_is_asked_again_less_and_less_often() -> None
     assert waited[-1] >= 2 * waited[0]
 
 
+def test_a_coordinator_that_is_back_is_asked_at_once_for_what_is_sealed() -> None:
+    s = at(Phase.UPLOADING)
+    now = WakeAt(OFFER_AGAIN, 100.0)
+    for check_in in (s.check_in, 1):
+        _, effects = play(s, ComeBackAt(check_in, 0.0, "coordinator_is_back"))
+        assert effects == [now, Report("come_back", "coordinator_is_back")]
+    assert play(s, ComeBackAt(s.check_in, 1.0)) == (s, [])
+    assert play(s, ComeBackAt(s.check_in + 1, 0.0)) == (s, [])
+
+
 def test_a_chunk_fits_both_ends_of_the_way() -> None:
     for link_bytes, expected in ((300, 300), (100_000, 700)):
         _, effects = play(at(Phase.SEALED), LinkUp(link_bytes))

@@ -1,4 +1,4 @@
-"""A gateway that is lost and comes back from a backup: it is in the past, and its devices are not."""
+"""A gateway is lost and comes back from a backup: it is in the past, and its devices are not."""
 
 import sqlite3
 from pathlib import Path
