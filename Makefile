@@ -15,7 +15,7 @@ FAST := not slow and not live and not browser
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-numpy1 demo test test-fast lint format coverage bench soak fuzz docs clean
+.PHONY: help setup setup-numpy1 demo test test-fast lint format coverage bench soak kill-test fuzz docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ bench: setup ## what codecs cost in accuracy and time: half an hour (ARGS="--wor
 
 soak: setup ## play the nemesis: 10,000 seeds in both modes (ARGS="--minutes 30")
 	@PYTHONPATH=. $(BIN)/python scripts/soak.py $(ARGS)
+
+kill-test: setup ## kill -9 a hundred times in a federation of real processes: 6 minutes (ARGS="--seed 2")
+	@PYTHONPATH=. $(BIN)/python scripts/kill_test.py $(ARGS)
 
 fuzz: setup ## look for bytes that break a decoder, each target in turn (ARGS=-max_total_time=60)
 	@$(PIP) --editable '.[fuzz]'

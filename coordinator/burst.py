@@ -11,7 +11,7 @@ from typing import Final
 
 from coordinator.conductor import Conductor
 from coordinator.signals import UpdateStored
-from coordinator.store import Store
+from coordinator.store import DiskFullError, Store
 
 # What may wait in memory before it is written, however many frames follow.
 BURST_BYTES_MAX: Final = 4_194_304
@@ -27,6 +27,7 @@ class Burst:
         rounds: who takes them then.
         tell: says what the ledger says of an update: (device, update id).
         say_refused: says that an update is not taken, and why.
+        no_room: says to a device that there is no room on the disk now.
 
     Attributes:
         running: whether more frames are there to be looked at.
@@ -39,12 +40,14 @@ class Burst:
         rounds: Conductor,
         tell: Callable[[str, bytes], None],
         say_refused: Callable[[UpdateStored, str], None],
+        no_room: Callable[[str], None],
     ) -> None:
         self.running = False
         self._store = store
         self._rounds = rounds
         self._tell = tell
         self._say_refused = say_refused
+        self._no_room = no_room
         self._arrived: dict[bytes, tuple[UpdateStored, bytes]] = {}
         self._arrived_bytes = 0
         self._refused: list[tuple[UpdateStored, str]] = []
@@ -70,17 +73,31 @@ class Burst:
         arrived, self._arrived, self._arrived_bytes = tuple(self._arrived.values()), {}, 0
         refused, self._refused = self._refused, []
         if refused:
-            with self._store.transaction():
-                for update, reason in refused:
-                    self._store.refuse_update(update, reason, now_s)
-        for update, reason in refused:
-            self._say_refused(update, reason)
+            self._refuse(refused, now_s)
         if len(arrived) > 1:
             self._rounds.keep(arrived)
         for update, payload in arrived:
             self._take(update, payload, now_s)
 
+    def _refuse(self, refused: list[tuple[UpdateStored, str]], now_s: float) -> None:
+        try:
+            with self._store.transaction():
+                for update, reason in refused:
+                    self._store.refuse_update(update, reason, now_s)
+        except DiskFullError:
+            for update, _reason in refused:
+                self._no_room(update.device)
+            return
+        for update, reason in refused:
+            self._say_refused(update, reason)
+
     def _take(self, update: UpdateStored, payload: bytes, now_s: float) -> None:
+        try:
+            self._hand_over(update, payload, now_s)
+        except DiskFullError:
+            self._no_room(update.device)
+
+    def _hand_over(self, update: UpdateStored, payload: bytes, now_s: float) -> None:
         if self._rounds.expects(update):
             self._rounds.take(update, payload, now_s)
             return

@@ -16,16 +16,20 @@ import numpy as np
 from coordinator import round as rounds
 from coordinator.aggregation import RoundAggregation
 from coordinator.config import FederationConfig
+from coordinator.epochs import Numbering
 from coordinator.evaluation import Evaluator, evaluate, pooled_metrics
+from coordinator.headroom import Headroom
 from coordinator.leases import Leases
 from coordinator.models import Models
 from coordinator.planner import Planner
 from coordinator.quarantine import QUARANTINED, Quarantine
+from coordinator.retention import Keeper
 from coordinator.signals import (
     Accepted,
     ClockSet,
     Commit,
     Committed,
+    DeviceAsks,
     InviteeLost,
     Open,
     Rejected,
@@ -37,7 +41,7 @@ from coordinator.signals import (
     UpdateStored,
     Validate,
 )
-from coordinator.store import Store
+from coordinator.store import DiskFullError, Store
 from wire import (
     CancelWake,
     Effect,
@@ -57,6 +61,11 @@ PLAN_AGAIN: Final = "plan_again"
 # Check-ins come in bursts; one look at the leases serves for all of a moment.
 PLAN_AFTER_S: Final = 0.02
 ABANDONED_PAUSE_S: Final = 2.0
+# What could not be written for lack of space is tried again this often, in seconds.
+DISK_AGAIN: Final = "disk_again"
+DISK_AGAIN_S: Final = 5.0
+LET_GO: Final = "let_go"
+LET_GO_AGAIN_S: Final = 1.0
 _SEED_MASK: Final = 2**53 - 1
 _PAUSED: Final = "paused"
 
@@ -78,6 +87,8 @@ class Conductor:
         traffic: (sent, received) bytes so far.
         run_over: called when every round is closed, also after a restart.
         needed_versions: whose whole tensors stay when there is a new one.
+        headroom: whether there is room on the disk.
+        reconfigured: told when another federation file comes into force, before it does.
         seed: the federation's public seed.
         first_gathering: how many devices to hear before the first round, if they come in time.
         gathering_until_s: when that patience ends, unix seconds.
@@ -97,6 +108,8 @@ class Conductor:
         traffic: Callable[[], tuple[int, int]],
         run_over: Callable[[float], None],
         needed_versions: Callable[[], frozenset[int]],
+        headroom: Headroom,
+        reconfigured: Callable[[FederationConfig], None],
         seed: int,
         first_gathering: int,
         gathering_until_s: float,
@@ -117,8 +130,13 @@ class Conductor:
         self._traffic = traffic
         self._run_over = run_over
         self._needed_versions = needed_versions
+        self._headroom = headroom
+        self._reconfigured = reconfigured
+        self._next_config: FederationConfig | None = None
+        self._keeper = Keeper(store)
         self._seed = seed
         self._last_round = store.last_round()
+        self._numbering = Numbering.read(store)
         self.planner = Planner(
             config=config,
             leases=leases,
@@ -139,6 +157,8 @@ class Conductor:
         self._offences: dict[bytes, str] = {}
         self._kept: set[bytes] = set()
         self._events: deque[object] = deque()
+        self._postponed: deque[object] = deque()
+        self._release_waits = False
         self._traffic_before = (0, 0)
         self._declines: dict[str, str] = {}
 
@@ -160,7 +180,16 @@ class Conductor:
     @property
     def finished(self) -> bool:
         """Whether every round of the federation is closed."""
-        return not self.is_open and self._last_round >= self._config.rounds.count
+        return not self.is_open and self._all_done and not self._release_waits
+
+    @property
+    def _all_done(self) -> bool:
+        return self._numbering.rounds_done(self._last_round) >= self._config.rounds.count
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether the open round cannot go on before there is room on the disk."""
+        return bool(self._postponed)
 
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
@@ -180,10 +209,15 @@ class Conductor:
 
     def wake(self, timer: str, now_s: float) -> None:
         """Run a timer that is due."""
-        if timer == PLAN_AGAIN:
-            self._plan(now_s)
-        else:
-            self.step(Woke(timer), now_s)
+        match timer:
+            case "plan_again":
+                self._plan(now_s)
+            case "disk_again":
+                self._go_on(now_s)
+            case "let_go":
+                self._let_go(now_s)
+            case _:
+                self.step(Woke(timer), now_s)
 
     def plan_soon(self, now_s: float) -> None:
         """Somebody is there who was not before: look whether a round can open."""
@@ -233,17 +267,24 @@ class Conductor:
         self._kept = {update.update_id for update, _payload in fresh}
 
     def take(self, update: UpdateStored, payload: bytes, now_s: float) -> None:
-        """Hand a whole update to the round."""
+        """Hand a whole update to the round.
+
+        Raises:
+            DiskFullError: there is no room for it; nothing of it is kept.
+        """
         self._payloads[update.update_id] = payload
-        self.step(UpdateArrived(update), now_s)
-        self._payloads.pop(update.update_id, None)
-        self._kept.discard(update.update_id)
+        try:
+            self.step(UpdateArrived(update), now_s)
+        finally:
+            self._payloads.pop(update.update_id, None)
+            self._kept.discard(update.update_id)
 
     def lose(self, device: str, reason: str, now_s: float) -> None:
         """An invited device says that nothing will come from it."""
         self._declines[device] = reason
         if self.round.opened is not None:
-            self._store.note_declines(self.round.opened.round, self._declines)
+            with self._headroom.or_not():
+                self._store.note_declines(self.round.opened.round, self._declines)
         self.step(InviteeLost(device, reason), now_s)
 
     def on_clock_step(self, by_s: float, now_s: float) -> None:
@@ -255,43 +296,129 @@ class Conductor:
             self.step(ClockSet(by_s), now_s)
 
     def step(self, event: object, now_s: float) -> None:
-        """Give the round an event, execute its effects, and go on while they raise new events."""
+        """Give the round an event, execute its effects, and go on while they raise new events.
+
+        An event whose record finds no room on the disk has not happened: the round is as it was,
+        and the event waits, with all that come after it. A commit that finds none leaves the round
+        closing, and waits likewise.
+
+        Raises:
+            DiskFullError: there is no room for an update, or for a round to open; neither waits.
+        """
+        if self._postponed:
+            self._postpone(event)
+            return
         self._events.append(event)
         if len(self._events) > 1:
             return  # a step is under way; it takes this one when its effects are done
         try:
             while self._events:
-                try:
-                    self.round, effects = rounds.advance(self.round, self._events[0], now_s)
-                except LocalProtocolError as error:
-                    self._observe(Report("unexpected", str(error)))
-                    effects = ()
-                for effect in effects:
-                    self._execute(effect, now_s)
+                self._advance(self._events[0], now_s)
                 self._events.popleft()
+        except DiskFullError:
+            self._headroom.ran_out()
+            if not self._postponed:
+                raise
+            self.timers[DISK_AGAIN] = now_s + DISK_AGAIN_S
         finally:
             # Whatever ended a step in the middle, the next one starts from its own event.
             self._events.clear()
+
+    def _advance(self, event: object, now_s: float) -> None:
+        before = self.round
+        try:
+            self.round, effects = rounds.advance(self.round, event, now_s)
+        except LocalProtocolError as error:
+            self._observe(Report("unexpected", str(error)))
+            return
+        for effect in effects:
+            try:
+                self._execute(effect, now_s)
+            except DiskFullError:
+                if isinstance(effect, Commit):
+                    self._postponed = deque((effect, *list(self._events)[1:]))
+                else:
+                    self.round = before
+                    if not isinstance(event, UpdateArrived | Open):
+                        self._postponed = deque(self._events)
+                raise
+
+    def _postpone(self, event: object) -> None:
+        """Put an event behind those that wait for room; no flood of them makes a long queue."""
+        match event:
+            case UpdateArrived():
+                raise DiskFullError("the round waits for room on the disk")
+            case DeviceAsks():
+                return  # it asks again
+            case InviteeLost(device, _):
+                waits = {e.device for e in self._postponed if isinstance(e, InviteeLost)}
+                if device in waits:
+                    return
+            case Woke() if event in self._postponed:
+                return
+        self._postponed.append(event)
+
+    def _go_on(self, now_s: float) -> None:
+        """Try again what found no room on the disk, in its order."""
+        waiting, self._postponed = self._postponed, deque()
+        while waiting:
+            event = waiting.popleft()
+            try:
+                done = self._commit(event, now_s) if isinstance(event, Commit) else event
+            except DiskFullError:
+                self._postponed = deque((event, *waiting))
+                self.timers[DISK_AGAIN] = now_s + DISK_AGAIN_S
+                return
+            self.step(done, now_s)
+            if self._postponed:
+                self._postponed.extend(waiting)
+                return
+        self._headroom.found()
+
+    # -- another file ------------------------------------------------------------------------
+
+    def reconfigure(self, config: FederationConfig, now_s: float) -> None:
+        """From the next round on another file is in force; an open round keeps the one it has."""
+        self._next_config = config
+        if not self.is_open:
+            self.timers[PLAN_AGAIN] = now_s
+
+    def _apply(self) -> None:
+        if self._next_config is not None:
+            self._reconfigured(self._next_config)
+            self._config, self._next_config = self._next_config, None
+            self.planner.reconfigure(self._config)
+            self._models.reconfigure(self._config.downlink.codec)
 
     # -- opening -----------------------------------------------------------------------------
 
     def _plan(self, now_s: float) -> None:
         """Open the next round as soon as enough eligible devices are there to be chosen from."""
-        number = self._last_round + 1
         if self.is_open:
             return
-        if number > self._config.rounds.count:
-            self._run_over(now_s)
+        try:
+            self._apply()
+            self._release_waits = self._all_done
+            if self._all_done:
+                self._run_over(now_s)
+                self._release_waits = False
+                return
+        except DiskFullError:
+            self._headroom.ran_out()
+            self.timers[PLAN_AGAIN] = now_s + DISK_AGAIN_S
             return
         if self.paused:
             return  # whoever lets it go on asks again
         if not self.link_is_up and now_s >= self.planner.earliest_s(now_s):
             return  # whoever says that it is back asks again
+        if not self._headroom.has_room(0):
+            self.timers[PLAN_AGAIN] = now_s + DISK_AGAIN_S
+            return
         verdict = self.planner.look(now_s)
         if verdict.again_at_s is not None:
             self.timers[PLAN_AGAIN] = verdict.again_at_s
         if verdict.open_now:
-            self._open(number, now_s)
+            self._open(self._numbering.next_round(self._last_round), now_s)
 
     def _open(self, number: int, now_s: float) -> None:
         config = self._config.rounds
@@ -315,11 +442,15 @@ class Conductor:
             weight_cap=self._config.aggregation.weight_cap,
             aggregation=self._config.aggregation.plan(),
         )
+        self._begin(opened)
+        try:
+            self.step(Open(opened), now_s)
+        except DiskFullError:
+            self.timers[PLAN_AGAIN] = now_s + DISK_AGAIN_S
+            return
         for lease in chosen:
             self._leases.end(lease.device)
         self.planner.round_opened(now_s)
-        self._begin(opened)
-        self.step(Open(opened), now_s)
 
     def _begin(self, opened: RoundOpened) -> None:
         self.round = rounds.RoundState()
@@ -430,9 +561,11 @@ class Conductor:
             except Exception as error:  # noqa: BLE001 - user code; the version is committed already
                 self._observe(Report("evaluation_failed", f"{type(error).__name__}: {error}"))
                 metrics = {}
-            self._store.note_round(round_number, metrics)
+            with self._headroom.or_not():
+                self._store.note_round(round_number, metrics)
         else:
-            self._note_holdouts(round_number)
+            with self._headroom.or_not():
+                self._note_holdouts(round_number)
         self._note_course(round_number)
         self.timers[PLAN_AGAIN] = now_s
 
@@ -454,6 +587,13 @@ class Conductor:
             after - before
             for after, before in zip(self._traffic(), self._traffic_before, strict=True)
         )
-        with self._store.transaction():
+        with self._headroom.or_not(), self._store.transaction():
             self._store.note_declines(round_number, self._declines)
             self._store.note_traffic(round_number, sent, received)
+        self.timers[LET_GO] = 0.0
+
+    def _let_go(self, now_s: float) -> None:
+        """Let go of a little that is old, and of more in a while if there is more."""
+        with self._headroom.or_not():
+            if self._keeper.step(self._config.retention, self._models.version, now_s):
+                self.timers[LET_GO] = now_s + LET_GO_AGAIN_S

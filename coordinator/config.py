@@ -164,6 +164,13 @@ class Broker(Struct, frozen=True, forbid_unknown_fields=True):
     )
 
 
+class Retention(Struct, frozen=True, forbid_unknown_fields=True):
+    """[retention]: what the state directory keeps of what is over."""
+
+    versions: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
+    ledger_days: Annotated[float, Meta(ge=0.0, le=36_500.0)] = 0.0
+
+
 class Fleet(Struct, frozen=True, forbid_unknown_fields=True):
     """[fleet]: what emulated devices are like; read by `potluck fleet` alone."""
 
@@ -186,6 +193,7 @@ class FederationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     downlink: Downlink = Downlink()
     privacy: Privacy = Privacy()
     broker: Broker = Broker()
+    retention: Retention = Retention()
     fleet: Fleet = Fleet()
 
     def uplink_spec(self, cohort: int) -> str:

@@ -6,6 +6,7 @@ store. It dies by kill -9 at any moment without losing what it has acknowledged.
 """
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any, Final
 
 from coordinator.broker import BrokerStartError, EmbeddedBroker, free_port
 from coordinator.calls import Calls
+from coordinator.changes import ConfigChangeError
 from coordinator.clock import Clock
 from coordinator.config import FederationConfig
 from coordinator.handover import Action, Handover
 from coordinator.identity import STORE_FILE, load_identity
 from coordinator.registry import MODELS_DIR
+from coordinator.reload import ReloadDesk
 from coordinator.service import Coordinator
 from coordinator.spill import Spill
 from coordinator.status import Status, take_status
@@ -33,11 +36,13 @@ from wire import (
     coordinator_id,
 )
 from wire.lock import InstanceLock
+from wire.settings import SettingsError
 
 EMBEDDED: Final = "embedded"
 EMBEDDED_PORT: Final = "embedded_port"
 BROKER_URL: Final = "broker_url"
 _FEDERATION: Final = "federation"
+_CRYPTO: Final = "crypto"
 # The broker of a coordinator that was killed takes a moment to notice and to free its port.
 BROKER_RETRY_S: Final = 5.0
 BROKER_LOOK_EVERY_S: Final = 1.0
@@ -78,8 +83,10 @@ class Gateway:
         ca: a CA file for `mqtts://`.
         seed: the federation's public seed; None derives one from the coordinator's key.
         first_gathering: how many devices to hear before the first round, if they come in time.
+        reread: reads the federation's file again, when somebody asks for that.
 
     Raises:
+        ConfigChangeError: the file has changed where it may not since the last run.
         StoreError: nobody has run `init` there, or the state is another federation's.
         AlreadyRunningError: another process runs this state directory.
         BrokerMissingError, BrokerStartError, BrokerAddressError: there is no broker to use.
@@ -98,6 +105,7 @@ class Gateway:
         ca: Path | None = None,
         seed: int | None = None,
         first_gathering: int = 0,
+        reread: Callable[[], FederationConfig] | None = None,
     ) -> None:
         manifest, evaluator = _task_parts(task)
         keys = load_identity(state_dir, crypto)
@@ -118,6 +126,7 @@ class Gateway:
         try:
             self.store = Store(state_dir / STORE_FILE)
             _check_name(self.store, config.federation.name)
+            _check_crypto(self.store, crypto.name)
             public_key = keys.signer.public_key
             if seed is None:
                 seed = int.from_bytes(bytes.fromhex(coordinator_id(public_key))[:4], "little")
@@ -136,6 +145,7 @@ class Gateway:
                 models_dir=state_dir / MODELS_DIR,
                 in_flight_bytes=lambda: self.link.in_flight_bytes,
                 disk=self._make_spill,
+                free_bytes=lambda: shutil.disk_usage(state_dir).free,
             )
             self.url = self._start_broker(broker or config.broker.url, state_dir)
             address = BrokerAddress.parse(self.url)
@@ -150,7 +160,10 @@ class Gateway:
                 tls=None if ca is None else TlsFiles(str(ca)),
                 on_taken=self._taken,
             )
-            self.store.put(BROKER_URL, self.url.encode())
+            if self.store.get(BROKER_URL) != self.url.encode():
+                self.store.put(BROKER_URL, self.url.encode())
+            self._reread = reread
+            self._desk = ReloadDesk(state_dir)
         except BaseException:
             self._release()
             raise
@@ -246,6 +259,8 @@ class Gateway:
         """Do what is due, then take what comes within `wait_s`."""
         self._look_after_broker()
         self._look_around()
+        if self._desk.asked():
+            self._desk.answer(self.reload())
         self.coordinator.wake(self._clock.now_s())
         due_s = self.coordinator.next_wake_s
         if due_s is not None:
@@ -260,6 +275,26 @@ class Gateway:
                 action = self._inbox.take() if left else None
                 if action is None:
                     break
+
+    def ask_to_reload(self) -> None:
+        """Let the loop read the federation's file again; may be called by a signal handler."""
+        self._desk.signal()
+
+    def reload(self) -> str:
+        """Read the federation's file again; returns why it is not taken, "" if it is.
+
+        What has changed is in force from the next round on. A file that is not taken changes
+        nothing.
+        """
+        if self._reread is None:
+            return "this coordinator was not given a file"
+        try:
+            self.coordinator.reconfigure(self._reread(), self._clock.now_s())
+        except (ConfigChangeError, SettingsError) as error:
+            self._observe(Report("config_rejected", f"{error}; the old one stays in force"))
+            return str(error)
+        self._observe(Report("config_read", "in force from the next round on"))
+        return ""
 
     def run(self, stop: Callable[[], bool], *, stay: bool = False) -> None:
         """Turn until `stop()`, or until every round is closed and said, unless told to stay."""
@@ -329,6 +364,18 @@ def _check_name(store: Store, name: str) -> None:
         raise StoreError(
             f"{store.path}: belongs to the federation {known.decode()!r}, and the file says"
             f" {name!r}; use another state directory for it"
+        )
+
+
+def _check_crypto(store: Store, name: str) -> None:
+    """Keys that were made for one kind of signature are worth nothing to another."""
+    known = store.get(_CRYPTO)
+    if known is None:
+        store.put(_CRYPTO, name.encode())
+    elif known != name.encode():
+        raise StoreError(
+            f"{store.path}: its devices sign with {known.decode()!r}, not {name!r}; use another"
+            " state directory"
         )
 
 

@@ -32,6 +32,7 @@ class Leases:
         self._leases: dict[str, Lease] = {}
         self._heard: set[str] = set()
         self._expected: set[str] = set()
+        self._gone: dict[str, int] = {}
 
     def check_in(self, device: str, message: Available, now_s: float) -> Lease:
         """A device speaks; its newest word replaces the last."""
@@ -58,7 +59,13 @@ class Leases:
         return had_one
 
     def end_since(self, device: str, check_in: int) -> None:
-        """The link is lost on which everything after `check_in` was said."""
+        """The link is lost on which everything after `check_in` was said.
+
+        Links follow each other: a last will of one before the last that was lost is a replay.
+        """
+        if check_in < self._gone.get(device, 0):
+            return
+        self._gone[device] = check_in
         lease = self._leases.get(device)
         if lease is None or lease.check_in > check_in:
             self.end(device)

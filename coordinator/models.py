@@ -7,12 +7,13 @@ deltas. Devices train from `served`, its digest is the model's digest, and it is
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
 import numpy as np
 
+from coordinator.epochs import Numbering
 from coordinator.store import ModelCommit, Store, StoreError
 from quantization import ChainState, DownlinkChain, payload_bytes_max
 from wire import Manifest, Schema, Tensors, limits, tensors_digest
@@ -77,6 +78,7 @@ class Models:
         self.schema = manifest.schema.shared
         self._store = store
         self._chain = DownlinkChain(self.schema, codec)
+        self._numbering = Numbering.read(store)
         self._bundles: OrderedDict[tuple[int, int], Download] = OrderedDict()
         known = store.get("schema_digest")
         digest = bytes.fromhex(self.schema.digest)
@@ -105,10 +107,19 @@ class Models:
             if row is None or row["digest"] != self.digest:
                 raise StoreError(f"{store.path}: version {latest} is damaged")
 
+    def reconfigure(self, codec: str) -> None:
+        """From the next version on deltas travel down in another way."""
+        self._chain = DownlinkChain(self.schema, codec)
+
     @property
     def version(self) -> int:
         """The latest version's number."""
         return self._state.version
+
+    @property
+    def lost_up_to(self) -> int:
+        """No version of a future that a restore has undone has a higher number; 0 without one."""
+        return self._numbering.floor
 
     @property
     def served(self) -> Tensors:
@@ -144,7 +155,9 @@ class Models:
             What to write, and the new state for `adopt` once it is written.
         """
         exact = {name: self.exact[name] + change[name] for name in self.exact}
-        delta, state = self._chain.advance(self._state, exact, seed=round_number)
+        # After a restore numbers go on far above: no device holds another version of that number.
+        start = replace(self._state, version=self._numbering.last_version(self._state.version))
+        delta, state = self._chain.advance(start, exact, seed=round_number)
         return self._commit_of(state, round_number, delta, accepted, memory), state
 
     def adopt(self, commit: ModelCommit, state: ChainState) -> None:
@@ -204,7 +217,8 @@ class Models:
 
     def _step(self, version: int) -> bytes | None:
         row = self._store.model(version)
-        return None if row is None else bytes(row["delta"])
+        # A version whose delta was let go of keeps its row.
+        return None if row is None or not row["delta"] else bytes(row["delta"])
 
     def _served(self, version: int) -> Tensors | None:
         if version == self.version:

@@ -73,6 +73,10 @@ class Planner:
         if self._patient_until_s is not None:
             self._patient_until_s += by_s
 
+    def reconfigure(self, config: FederationConfig) -> None:
+        """Another file is in force."""
+        self._config = config
+
     # -- when --------------------------------------------------------------------------------
 
     def earliest_s(self, now_s: float) -> float:

@@ -18,19 +18,23 @@ import msgspec
 
 from coordinator import quarantine
 from coordinator.burst import ROUND_CLOSED, Burst
+from coordinator.changes import check_changes, remember, remembered
 from coordinator.conductor import Conductor
 from coordinator.config import FederationConfig
 from coordinator.downloads import Downloads
 from coordinator.enrolment import Enrolment
 from coordinator.evaluation import Evaluator
+from coordinator.floods import Floods
+from coordinator.headroom import Headroom, plenty
 from coordinator.identity import Identity
 from coordinator.inbox import Disk, Inbox
 from coordinator.leases import Leases
 from coordinator.models import Models
 from coordinator.registry import STABLE, Registry
 from coordinator.releases import Releases
+from coordinator.round import COUNTED
 from coordinator.signals import DeviceAsks, UpdateStored
-from coordinator.store import Store
+from coordinator.store import DiskFullError, Store
 from wire import (
     Crypto,
     Manifest,
@@ -47,6 +51,7 @@ from wire.errors import (
     NotInvitedError,
     SchemaMismatchError,
     StaleRoundError,
+    UnknownVersionError,
 )
 from wire.link import publish_packet_bytes
 from wire.messages import (
@@ -74,6 +79,10 @@ FLUSH: Final = "flush"
 FLUSH_EVERY_S: Final = 5.0
 # When every round is done, devices look in now and then for releases.
 IDLE_COME_BACK_S: Final = 3_600.0
+# Why an update is not taken now: it stays on its device, and is offered again.
+DISK_FULL: Final = "disk_full"
+# What an update is said to be whose line of the ledger was let go of, if it did not count.
+LEDGER_TRIMMED: Final = "ledger_trimmed"
 _ROUNDS_TOLD_AGAIN: Final = 2
 _BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
@@ -100,6 +109,11 @@ class Coordinator:
             down wait for it.
         disk: makes the place where large updates are put together, told the size of the
             largest; None does it in memory.
+        free_bytes: what is free on the disk of the state directory.
+
+    Raises:
+        ConfigChangeError: the file has changed where it may not since the last run.
+        StoreError: the state directory is another model's.
     """
 
     def __init__(
@@ -120,15 +134,29 @@ class Coordinator:
         models_dir: Path | None = None,
         in_flight_bytes: Callable[[], int] = lambda: 0,
         disk: Callable[[int], Disk] | None = None,
+        free_bytes: Callable[[], int] = plenty,
     ) -> None:
-        self.config = config
         self.store = store
+        in_force = remembered(store)
+        if in_force is not None:
+            check_changes(in_force, config, spent=bool(store.privacy()), running=False)
+        # A round that is open ends under the file that it was opened with.
+        self._new_config = config
+        if in_force is not None and store.unfinished_round() is not None:
+            config = in_force
+        self.config = config
         self.models = Models(manifest, store, config.downlink.codec, now_s)
         self.registry = Registry(store, models_dir)
         self.releases = Releases(self.registry, store, self._tell_everybody, observe)
         self.leases = Leases()
         self.sent_bytes = 0
         self.received_bytes = 0
+        self._headroom = Headroom(
+            free_bytes,
+            parameters=self.models.schema.parameters,
+            updates=config.rounds.to_invite,
+            observe=observe,
+        )
         self.rounds = Conductor(
             config=config,
             store=store,
@@ -141,6 +169,8 @@ class Coordinator:
             traffic=lambda: (self.sent_bytes, self.received_bytes),
             run_over=lambda now_s: self.releases.run_over(self.models.version, now_s),
             needed_versions=self.registry.needed_versions,
+            headroom=self._headroom,
+            reconfigured=self._reconfigured,
             seed=seed,
             first_gathering=first_gathering,
             gathering_until_s=now_s + gathering_s,
@@ -161,11 +191,16 @@ class Coordinator:
         self._check_ins = {name: int(row["last_check_in"]) for name, row in rows.items()}
         self._new_check_ins: set[str] = set()
         self._boots_are_new = False
+        self._floods = Floods()
         self._enrolment = Enrolment(store, keys, crypto, config.federation.name)
         largest = self.models.payload_bytes_max
         self._inbox = Inbox(largest, None if disk is None else disk(largest))
         self._burst = Burst(
-            store=store, rounds=self.rounds, tell=self._tell, say_refused=self._say_refused
+            store=store,
+            rounds=self.rounds,
+            tell=self._tell,
+            say_refused=self._say_refused,
+            no_room=self._no_room,
         )
         self._incidents: dict[tuple[str, str], tuple[int, str]] = {}
         self._logged: set[tuple[str, str]] = set()
@@ -213,11 +248,36 @@ class Coordinator:
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
         self.rounds.start(now_s)
+        self.rounds.reconfigure(self._new_config, now_s)
         self._flush_soon(now_s)
+
+    def reconfigure(self, config: FederationConfig, now_s: float) -> None:
+        """Take another file, which comes into force at the next round's edge.
+
+        Raises:
+            ConfigChangeError: it differs where it may not; the old one stays.
+        """
+        spent = bool(self.store.privacy())
+        check_changes(self.config, config, spent=spent, running=True)
+        self._new_config = config
+        self.rounds.reconfigure(config, now_s)
+
+    def _reconfigured(self, config: FederationConfig) -> None:
+        """A round's edge is here: this file is in force from now on."""
+        before = remembered(self.store)
+        if before == config:
+            self.config = config
+            return
+        remember(self.store, config)
+        self.config = config
+        if before is not None:
+            for change in check_changes(before, config, spent=False, running=False):
+                self._observe(Report("config_changed", str(change)))
 
     def stop(self) -> None:
         """Write what is only in memory: counts. Rounds need nothing."""
-        self._flush()
+        with self._headroom.or_not():
+            self._flush()
 
     def on_link_up(self, packet_bytes_max: int, now_s: float) -> None:
         """The broker is there, and takes packets of this size."""
@@ -252,12 +312,13 @@ class Coordinator:
                 if row.device in self._devices:
                     self._tell(row.device, row.update_id)
         for device, check_in in sorted(self._check_ins.items()):
-            if not check_in or device not in self._devices:
+            if device not in self._devices:
                 continue
             if self.rounds.may_still_train(device, now_s):
                 self.rounds.step(DeviceAsks(device, check_in), now_s)
             else:
-                self._publish(ComeBackAt(check_in, 0.0, "coordinator_is_back"), device)
+                # One that was never heard may have spoken before anybody listened.
+                self._publish(ComeBackAt(max(check_in, 1), 0.0, "coordinator_is_back"), device)
 
     def wake(self, now_s: float) -> None:
         """Run every timer that is due."""
@@ -266,10 +327,12 @@ class Coordinator:
             if timers.get(timer, now_s + 1.0) > now_s:
                 continue
             del timers[timer]
-            if timer == FLUSH:
-                self._flush()
-            else:
-                self.rounds.wake(timer, now_s)
+            # What finds no room is tried again by whoever owns it; nothing of it is lost.
+            with self._headroom.or_not():
+                if timer == FLUSH:
+                    self._flush()
+                else:
+                    self.rounds.wake(timer, now_s)
         self._downloads.send()
         self._flush_soon(now_s)
 
@@ -311,7 +374,11 @@ class Coordinator:
                 raise UnknownSenderError(f"{address.device} is not enrolled here")
             device = address.device
             message = frames.open_frame(data, address, public_key, self.crypto)
-            self._on_message(device, message, now_s)
+            if not isinstance(message, Chunk):
+                # Only what the device has signed counts: others cannot use up its allowance.
+                self._floods.check(device, now_s)
+            with self._headroom.or_not():
+                self._on_message(device, message, now_s)
         except RemoteProtocolError as error:
             self.count_incident(device, error)
         self._flush_soon(now_s)
@@ -385,7 +452,11 @@ class Coordinator:
         if not isinstance(request, EnrolRequest):
             raise RemoteProtocolError("not an enrolment request")
         frames.verify(frame, address, request.public_key, self.crypto)
-        answer, enrolled = self._enrolment.redeem(address.device, request, now_s)
+        try:
+            answer, enrolled = self._enrolment.redeem(address.device, request, now_s)
+        except DiskFullError:
+            self._headroom.ran_out()
+            answer, enrolled = Refused(EnrolRequest.KIND, DISK_FULL, "try again later"), ""
         if enrolled:
             self._devices[enrolled] = request.public_key
             self._observe(Report("enrolled", request.device_class, enrolled))
@@ -399,10 +470,10 @@ class Coordinator:
             case Available():
                 self._available(device, message, now_s)
             case Declined():
+                self._check_is_no_replay(device, message)
                 self._lost(device, message.reason, message.round, now_s)
             case Failed():
-                if message.detail:
-                    self._observe(Report("training_failed", f"{message.detail}", device))
+                self._failed(device, message)
                 self._lost(device, message.reason, message.round, now_s)
             case Gone():
                 self.leases.end_since(device, message.check_in)
@@ -417,6 +488,15 @@ class Coordinator:
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not expected from a device")
 
+    def _failed(self, device: str, message: Failed) -> None:
+        """Say what a device says of work that the round waits for; once, then it does not wait."""
+        if message.detail and device in self.rounds.round.waiting_for:
+            self._observe(Report("training_failed", message.detail, device))
+
+    def _check_is_no_replay(self, device: str, message: Declined) -> None:
+        if message.check_in < self._check_ins.get(device, 0):
+            raise RemoteProtocolError(f"declines check-in {message.check_in}, an old one")
+
     def _available(self, device: str, message: Available, now_s: float) -> None:
         if message.check_in <= self._check_ins.get(device, 0):
             raise RemoteProtocolError(f"check-in {message.check_in} is not newer than the last")
@@ -428,10 +508,12 @@ class Coordinator:
         before, self._check_ins[device] = self._check_ins.get(device, 0), message.check_in
         first_of_boot = message.check_in >> _BOOT_BITS != before >> _BOOT_BITS
         self._new_check_ins.add(device)
-        self._boots_are_new |= first_of_boot
+        self._boots_are_new |= first_of_boot and self._floods.may_write(device, now_s)
         if self._boots_are_new and not self._burst.running:
             # A restart can only recall a device whose boot it knows; the others can wait.
-            self._flush_check_ins()
+            with self._headroom.or_not():
+                self._flush_check_ins()
+        self._doubt(device, message.held_version)
         released = self.store.released(STABLE)
         if released is not None and released["version"] != message.released_version:
             self._publish(Release(released["version"], released["digest"], STABLE), device)
@@ -452,6 +534,18 @@ class Coordinator:
         self.leases.check_in(device, message, now_s)
         self.rounds.plan_soon(now_s)
 
+    def _doubt(self, device: str, held_version: int) -> None:
+        """A version that this coordinator has not made: a lie, or what a lost future has left."""
+        if held_version <= self.models.version or held_version <= self.models.lost_up_to:
+            return
+        self.count_incident(
+            device,
+            UnknownVersionError(
+                f"holds version {held_version}, which was not made here; if many devices say so,"
+                " the state directory is an old copy: use `potluck coordinator restore`"
+            ),
+        )
+
     def _lost(self, device: str, reason: str, round_number: int, now_s: float) -> None:
         # This may end the round, and what has come before it is part of that.
         self._burst.settle(now_s)
@@ -464,16 +558,23 @@ class Coordinator:
             self.rounds.lose(device, reason, now_s)
 
     def _offer(self, device: str, message: UpdateOffer, now_s: float) -> None:
+        try:
+            self._judge(device, message, now_s)
+        except DiskFullError:
+            self._no_room(device)
+
+    def _no_room(self, device: str) -> None:
+        """Not now: the device keeps what it has sealed, and asks again, less and less often."""
+        self._headroom.ran_out()
+        self._publish(Refused(UpdateOffer.KIND, DISK_FULL, "try again later"), device)
+
+    def _judge(self, device: str, message: UpdateOffer, now_s: float) -> None:
         name = self.config.federation.name
         if message.update_id in self._burst:
             self._burst.settle(now_s)
         if message.update_id != identity.update_id(name, message.round, device):
             raise RemoteProtocolError("the update id is not this device's for this round")
-        known = self.store.update(message.update_id)
-        if known is not None:
-            self._tell(device, message.update_id)
-            if known.digest != message.payload_digest:
-                raise DuplicateError("the same update id was offered with other bytes")
+        if self._is_known(device, message):
             return
         update = self._describe(device, message, now_s)
         if self._is_late(device, message):
@@ -488,9 +589,28 @@ class Coordinator:
             self._burst.refuse(update, refusal.reason, now_s)
             self._lost(device, refusal.reason, message.round, now_s)
             raise refusal
+        if self.rounds.waits_for_room or not self._headroom.has_room(message.payload_bytes):
+            self._no_room(device)
+            return
         received = self._inbox.announce(device, update, message.chunk_bytes)
         if not message.chunks_follow:
             self._publish(UploadStatus(message.update_id, received), device)
+
+    def _is_known(self, device: str, message: UpdateOffer) -> bool:
+        """Whether the ledger has, or had, a line on this update: then that is the answer."""
+        known = self.store.update(message.update_id)
+        if known is not None:
+            self._tell(device, message.update_id)
+            if known.digest != message.payload_digest:
+                raise DuplicateError("the same update id was offered with other bytes")
+            return True
+        totals = self.store.round_totals(message.round)
+        if totals is None:
+            return False
+        counted = totals.counts(message.update_id)
+        reason = COUNTED if counted else LEDGER_TRIMMED
+        self._publish(Settled(message.update_id, counted, reason), device)
+        return True
 
     def _say_refused(self, update: UpdateStored, reason: str) -> None:
         """Settle an update that is not taken."""
@@ -541,11 +661,10 @@ class Coordinator:
 
     def _chunk(self, device: str, message: Chunk, now_s: float) -> None:
         done = self._inbox.add(device, message)
-        if done is None:
-            return
-        update, payload = done
-        update = msgspec.structs.replace(update, receipted_at_s=now_s)
-        self._burst.add(update, payload, now_s)
+        if done is not None:
+            update, payload = done
+            update = msgspec.structs.replace(update, receipted_at_s=now_s)
+            self._burst.add(update, payload, now_s)
 
     def _tell(self, device: str, update_id: bytes) -> None:
         """Say what the ledger says of an update."""
@@ -555,7 +674,7 @@ class Coordinator:
         if row.receipted_at is not None:
             self._publish(Receipt(update_id), device)
         if row.counted is not None:
-            self._publish(Settled(update_id, row.counted, row.reason or "counted"), device)
+            self._publish(Settled(update_id, row.counted, row.reason or COUNTED), device)
 
     # -- speaking ----------------------------------------------------------------------------
 

@@ -333,10 +333,19 @@ def _woke_check_in(s: Session, event: Woke, now_s: float) -> Step:
 
 
 def _come_back(s: Session, event: ComeBackAt, now_s: float) -> Step:
-    # A coordinator that restarted may know an earlier check-in of this boot, and no later one.
-    if not s.boot << 32 < event.check_in <= s.check_in:
+    # A coordinator that restarted may know an earlier check-in of this boot, and no later one. It
+    # may know none of this boot at all, when both came up at once: then it can only say "now".
+    # An old word that a broker kept can make a device speak, but never keep it silent.
+    if event.check_in > s.check_in or (event.check_in <= s.boot << 32 and event.after_s > 0.0):
         return s, ()
     return s, (WakeAt(CHECK_IN, now_s + event.after_s), Report("come_back", event.reason))
+
+
+def _come_back_uploading(s: Session, event: ComeBackAt, now_s: float) -> Step:
+    """The coordinator has restarted: what it knows of the sealed update may be asked at once."""
+    if event.check_in > s.check_in or event.after_s > 0.0:
+        return s, ()
+    return s, (WakeAt(OFFER_AGAIN, now_s), Report("come_back", event.reason))
 
 
 def _invited(s: Session, event: Invite, now_s: float) -> Step:
@@ -662,6 +671,7 @@ TABLE: Final[Table[Session]] = MappingProxyType(
                 UploadStatus: Rule(_upload_status, (_P.UPLOADING,)),
                 Receipt: Rule(_receipt, (_P.UPLOADING,)),
                 Settled: Rule(_settled, (_P.SETTLED, _P.UPLOADING)),
+                ComeBackAt: Rule(_come_back_uploading, (_P.UPLOADING,)),
                 Woke: Rule(_woke_uploading, (_P.UPLOADING,)),
             },
         ),

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from coordinator.conductor import DISK_AGAIN_S
 from coordinator.models import tensors_from_bytes
 from coordinator.round import RESUME_GRACE_S
 from coordinator.signals import RoundOpened
@@ -395,11 +396,17 @@ def budgets_are_kept(evidence: Evidence) -> None:
             raise ViolationError("budgets_are_kept", f"{book.host.name}: {book.spent_at_s}")
 
 
+def a_full_disk_ends_no_coordinator(evidence: Evidence) -> None:
+    """A coordinator that runs goes on without room: it refuses, waits, and loses nothing."""
+    if evidence.fleet.gateway.ended_by_its_disk:
+        raise ViolationError("a_full_disk_ends_no_coordinator", "it ended")
+
+
 def a_round_ends_by_its_deadline(evidence: Evidence) -> None:
     """While its coordinator runs, a round is over in its time, or soon after a restart.
 
     Whatever the clock says: a round that was opened by another clock than that of a restart may
-    last as long again.
+    last as long again. A full disk puts the end off until there is room.
     """
     gateway = evidence.fleet.gateway
     if not gateway.running or evidence.open is None:
@@ -415,6 +422,9 @@ def a_round_ends_by_its_deadline(evidence: Evidence) -> None:
             else gateway.started_at_s + due_s - opened_s
         )
         due_s += RESUME_GRACE_S
+    if gateway.fuse.full:
+        return  # its end cannot be written
+    due_s = max(due_s, gateway.had_no_room_until_s + DISK_AGAIN_S)
     if gateway.world.now_s > due_s + _DEADLINE_SLACK_S:
         raise ViolationError("a_round_ends_by_its_deadline", f"round {number}")
 
@@ -445,6 +455,7 @@ EVENT_CHECKERS: Final = (
     memory_is_bounded,
     work_has_a_way_on,
     budgets_are_kept,
+    a_full_disk_ends_no_coordinator,
     a_round_ends_by_its_deadline,
 )
 

@@ -51,11 +51,11 @@ class _Deed:
         fuse.blows_at = fuse.effects + int(self._event.amount)
 
     def disk_full(self) -> None:
-        self._host.fuse.full = True
+        self._host.fill_disk()
         self._afterwards("space", self._space)
 
     def _space(self) -> None:
-        self._host.fuse.full = False
+        self._host.free_disk()
 
     def model_damage(self) -> None:
         if self._device is not None:

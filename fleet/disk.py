@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator.store import Store
+from coordinator.headroom import plenty
+from coordinator.store import DiskFullError, Store
 
 _SPOOLS: Final = "INSERT OR REPLACE INTO spool"
-_WRITES: Final = ("INSERT", "UPDATE", "DELETE", "COMMIT", "CREATE")
+_WRITES: Final = ("INSERT", "UPDATE", "DELETE", "COMMIT", "CREATE", "ALTER")
 
 
 class PowerCutError(BaseException):
@@ -78,8 +79,8 @@ class _Connection:
         if not sql.lstrip().startswith(_WRITES):
             self._disk.changes += sql == "ROLLBACK"
             return self._inner.execute(sql, parameters)
-        if self._fuse.full and not sql.startswith("CREATE"):
-            raise sqlite3.OperationalError("database or disk is full")
+        if self._fuse.full and not sql.startswith(("CREATE", "ALTER")):
+            raise DiskFullError("the disk is full")
         durable = sql == "COMMIT" or not self._inner.in_transaction
         if durable:
             self._fuse.burn()
@@ -92,8 +93,12 @@ class _Connection:
     def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:
         """As sqlite3's; `Store` writes tokens and counts with it, never the ledger."""
         if self._fuse.full:
-            raise sqlite3.OperationalError("database or disk is full")
+            raise DiskFullError("the disk is full")
         return self._inner.executemany(sql, parameters)
+
+    def executescript(self, sql: str) -> sqlite3.Cursor:
+        """As sqlite3's; `Store` gives back pages with it, which changes nothing that is kept."""
+        return self._inner.executescript(sql)
 
     def close(self) -> None:
         """Nothing: the disk outlives the process."""
@@ -125,6 +130,10 @@ class CoordinatorDisk:
         if self.database.in_transaction:
             self.changes += 1
             self.database.execute("ROLLBACK")
+
+    def free_bytes(self) -> int:
+        """Nothing when it is full, else plenty."""
+        return 0 if self._fuse.full else plenty()
 
     def close(self) -> None:
         """The world is over."""

@@ -13,7 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator import Coordinator, FederationConfig, init_state, load_identity
+from coordinator import (
+    Coordinator,
+    DiskFullError,
+    FederationConfig,
+    init_state,
+    load_identity,
+)
 from coordinator.evaluation import Evaluator
 from coordinator.identity import Identity
 from fleet.clocks import DRIFT_MAX, WallClock
@@ -52,6 +58,8 @@ class Host(ABC):
         self.starts = 0
         self.started_at_s = 0.0
         self.crashes = 0
+        self.ended_by_its_disk = 0
+        self.had_no_room_until_s = 0.0
         self._wake_at_s: float | None = None
 
     # -- what a kind of host adds ------------------------------------------------------------
@@ -75,6 +83,18 @@ class Host(ABC):
     @abstractmethod
     def step_clock(self, by_s: float) -> None:
         """Somebody sets its wall clock."""
+
+    # -- room --------------------------------------------------------------------------------
+
+    def fill_disk(self) -> None:
+        """Nothing more can be written."""
+        self.fuse.full = True
+
+    def free_disk(self) -> None:
+        """There is room again."""
+        if self.fuse.full:
+            self.had_no_room_until_s = self.world.now_s
+        self.fuse.full = False
 
     # -- life and death ----------------------------------------------------------------------
 
@@ -110,8 +130,10 @@ class Host(ABC):
             action()
         except PowerCutError:
             self.crash()
-        except (OSError, sqlite3.Error):
-            # Both drivers let a failing disk end the process rather than go on without it.
+        except (OSError, sqlite3.Error, DiskFullError):
+            # A device ends rather than go on without its disk. So does a coordinator that cannot
+            # start; one that runs must not let anything of that kind out.
+            self.ended_by_its_disk += self.started_at_s != self.world.now_s
             self.crash()
         else:
             self.plan_ahead()
@@ -236,6 +258,7 @@ class CoordinatorHost(Host):
             now_s=self.clock(),
             seed=self._seed,
             first_gathering=self._first_gathering,
+            free_bytes=self.disk.free_bytes,
         )
 
     def _publish(self, topic: str, data: bytes) -> None:

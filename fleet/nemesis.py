@@ -271,7 +271,7 @@ def _heal(fleet: VirtualFleet) -> None:
     """Everything works again; clocks are right again."""
     fleet.network.weather = Weather()
     for host in (fleet.gateway, *fleet.hosts):
-        host.fuse.full = False
+        host.free_disk()
         host.fuse.blows_at = None
         if host.wall.stepped_s:
             host.step_clock(-host.wall.stepped_s)

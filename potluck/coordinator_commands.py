@@ -1,4 +1,4 @@
-"""`potluck coordinator init | run` and `potluck enroll`: the operator's side."""
+"""`potluck coordinator ...` and `potluck enroll`: the operator's side."""
 
 import argparse
 import time
@@ -9,20 +9,24 @@ from typing import Any, Final
 from coordinator import (
     EMBEDDED_PORT,
     STORE_FILE,
+    BackupSummary,
     Gateway,
     Store,
+    ask_to_reload,
     broker_url,
     init_state,
     load_config,
     load_identity,
+    make_backup,
     make_tokens,
+    restore_backup,
     write_tokens,
 )
 from coordinator.broker import free_port
 from coordinator.gateway import BROKER_URL
 from edge_sdk import load_task
 from potluck import standing_commands
-from potluck.output import Reports, add_json, print_json, stop_on_signals
+from potluck.output import Reports, add_json, call_on_hangup, print_json, stop_on_signals, when
 from wire import BrokerAddress, Ed25519, PotluckError, Report, SystemSecrets
 
 TOKENS_MAX: Final = 100_000
@@ -69,6 +73,7 @@ def add_commands(commands: Any) -> None:
     run.set_defaults(run=run_coordinator)
 
     standing_commands.add_commands(coordinator)
+    _add_upkeep(coordinator)
 
     enroll = commands.add_parser(
         "enroll",
@@ -83,6 +88,94 @@ def add_commands(commands: Any) -> None:
     enroll.add_argument("--days", type=float, default=7.0, help="how long they last (default: 7)")
     add_json(enroll)
     enroll.set_defaults(run=run_enroll)
+
+
+def _add_upkeep(coordinator: Any) -> None:
+    """Add `backup`, `restore` and `reload`."""
+    backup = coordinator.add_parser(
+        "backup",
+        help="write a coordinator, running or not, to one file",
+        description="Write a coordinator's keys and everything it knows to one new file, while it"
+        " runs or not. Whoever has the file can be the coordinator.",
+    )
+    backup.add_argument("state_dir", type=Path, metavar="STATE_DIR")
+    backup.add_argument("-o", "--output", type=Path, required=True, help="the file, made anew")
+    add_json(backup)
+    backup.set_defaults(run=run_backup)
+
+    restore = coordinator.add_parser(
+        "restore",
+        help="make a state directory from a backup",
+        description="Make a state directory from a backup. Rounds and versions go on with numbers"
+        " far above those that may have been used since.",
+    )
+    restore.add_argument("file", type=Path, metavar="FILE")
+    restore.add_argument("state_dir", type=Path, metavar="STATE_DIR")
+    restore.add_argument(
+        "--epoch",
+        type=int,
+        help="a number above the last restore's (default: the hours since 2026)",
+    )
+    add_json(restore)
+    restore.set_defaults(run=run_restore)
+
+    reload = coordinator.add_parser(
+        "reload",
+        help="let a running coordinator read its federation file again",
+        description="Let a running coordinator read its federation file again, as SIGHUP does."
+        " What has changed is in force from the next round on.",
+    )
+    reload.add_argument("state_dir", type=Path, metavar="STATE_DIR")
+    add_json(reload)
+    reload.set_defaults(run=run_reload)
+
+
+def run_backup(arguments: argparse.Namespace) -> int:
+    """`potluck coordinator backup`."""
+    made = make_backup(arguments.state_dir, arguments.output, time.time())
+    if arguments.json:
+        size = arguments.output.stat().st_size
+        print_json({"file": str(arguments.output), "bytes": size, **_summary(made)})
+    else:
+        print(
+            f"{arguments.output}: {made.federation or 'not run yet'}, round {made.round}, version"
+            f" {made.version}; it holds the signing key, so keep it like one"
+        )
+    return 0
+
+
+def _summary(backup: BackupSummary) -> dict[str, Any]:
+    return {
+        "federation": backup.federation,
+        "round": backup.round,
+        "version": backup.version,
+        "made_at": backup.made_at,
+        "sha256": backup.sha256,
+        "epoch": backup.epoch,
+    }
+
+
+def run_restore(arguments: argparse.Namespace) -> int:
+    """`potluck coordinator restore`."""
+    kept = restore_backup(arguments.file, arguments.state_dir, time.time(), arguments.epoch)
+    if arguments.json:
+        print_json({"state_dir": str(arguments.state_dir), **_summary(kept)})
+    else:
+        print(
+            f"{arguments.state_dir}: {kept.federation or 'not run yet'} as of {when(kept.made_at)},"
+            f" round {kept.round}, version {kept.version}; goes on in epoch {kept.epoch}"
+        )
+    return 0
+
+
+def run_reload(arguments: argparse.Namespace) -> int:
+    """`potluck coordinator reload`."""
+    ask_to_reload(arguments.state_dir)
+    if arguments.json:
+        print_json({"state_dir": str(arguments.state_dir), "taken": True})
+    else:
+        print(f"{arguments.state_dir}: the file is in force from the next round on")
+    return 0
 
 
 def run_init(arguments: argparse.Namespace) -> int:
@@ -121,8 +214,10 @@ def run_coordinator(arguments: argparse.Namespace) -> int:
         observe=observe,
         broker=arguments.broker,
         ca=arguments.ca,
+        reread=lambda: load_config(arguments.federation),
     )
     http = None
+    call_on_hangup(gateway.ask_to_reload)
     try:
         if arguments.http is not None:
             http = _serve_http(gateway, arguments.http, arguments.state_dir, observe)
@@ -131,7 +226,7 @@ def run_coordinator(arguments: argparse.Namespace) -> int:
             "event": "stopped",
             "finished": gateway.coordinator.finished,
             "round": gateway.store.last_round(),
-            "rounds": config.rounds.count,
+            "rounds": gateway.coordinator.config.rounds.count,
             "version": gateway.coordinator.models.version,
             "model_digest": gateway.coordinator.models.digest.hex(),
         }

@@ -96,3 +96,10 @@ def stop_on_signals() -> Callable[[], bool]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
     return lambda: bool(came)
+
+
+def call_on_hangup(action: Callable[[], None]) -> None:
+    """Do something when SIGHUP comes, where there is such a signal."""
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None:
+        signal.signal(hangup, lambda _number, _frame: action())

@@ -115,3 +115,15 @@ class TokenError(RemoteProtocolError):
     """An enrolment token is unknown, expired, used by another key, or its proof is wrong."""
 
     reason = "bad_token"
+
+
+class TooOftenError(RemoteProtocolError):
+    """The device says more than a device has to say; what is beyond it is dropped."""
+
+    reason = "too_often"
+
+
+class UnknownVersionError(RemoteProtocolError):
+    """The device speaks of a model version that this coordinator has not made."""
+
+    reason = "unknown_version"

@@ -34,6 +34,10 @@ class InstanceLock:
             self._db.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             self._db.close()
+            if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+                raise PotluckError(
+                    f"{state_dir}: the disk is full; make room, then start again"
+                ) from error
             if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise PotluckError(f"{state_dir}: {error}") from error
             raise AlreadyRunningError(

@@ -14,23 +14,28 @@ rather than the code above them:
 - `audit` only grows: who was struck, quarantined, let back and pardoned, when and why.
 """
 
-from coordinator.store._database import StoreError
+from coordinator.store._database import DiskFullError, StoreError
 from coordinator.store._ledger import UpdateRow
 from coordinator.store._models import ModelCommit
 from coordinator.store._pages import ClassCounts, Pages, UpdatePage
 from coordinator.store._registry import ReleaseRow, VersionRow
+from coordinator.store._retention import RetentionTables, RoundTotals
+from coordinator.store._schema import SCHEMA_VERSION
 from coordinator.store._standing import AuditRow, Standing, StandingTables
 
 
-class Store(Pages, StandingTables):
+class Store(Pages, RetentionTables, StandingTables):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 
 __all__ = [
+    "SCHEMA_VERSION",
     "AuditRow",
     "ClassCounts",
+    "DiskFullError",
     "ModelCommit",
     "ReleaseRow",
+    "RoundTotals",
     "Standing",
     "Store",
     "StoreError",

@@ -58,6 +58,13 @@ class LedgerTables(RegistryTables):
             (opened.round, msgspec.msgpack.encode(opened), opened.opened_at_s),
         )
 
+    def change_open_round(self, opened: RoundOpened) -> None:
+        """Write anew what an open round goes by."""
+        self._db.execute(
+            "UPDATE rounds SET record = ? WHERE round = ? AND status = 'open'",
+            (msgspec.msgpack.encode(opened), opened.round),
+        )
+
     def round_opened(self, round_number: int) -> RoundOpened | None:
         """What a round began with."""
         row = self._one("SELECT record FROM rounds WHERE round = ?", (round_number,))

@@ -84,5 +84,10 @@ CREATE TABLE audit (
 CREATE INDEX audit_by_device ON audit (device);
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND_REG + _SECOND_AGG)
+# What is left of a round whose lines of the ledger have been deleted.
+_SECOND_DUR: Final = """
+ALTER TABLE rounds ADD COLUMN totals BLOB;
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND_REG + _SECOND_AGG + _SECOND_DUR)
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -52,9 +52,20 @@ def test_a_last_will_of_an_earlier_link_does_not_end_what_was_said_before_it() -
     leases = Leases()
     leases.check_in("d1", available(5), 0.0)
     leases.end_since("d1", 5)
-    leases.end_since("d1", 9)
     assert devices(leases, 1.0) == ["d1"]
+    leases.check_in("d1", available(6), 0.0)
+    leases.end_since("d1", 5)
+    assert devices(leases, 1.0) == []
+
+
+def test_a_last_will_that_is_older_than_the_last_one_is_a_replay() -> None:
+    leases = Leases()
     leases.end_since("d1", 4)
+    leases.end_since("d1", 6)
+    leases.check_in("d1", available(7), 0.0)
+    leases.end_since("d1", 4)
+    assert devices(leases, 1.0) == ["d1"]
+    leases.end_since("d1", 6)
     assert devices(leases, 1.0) == []
 
 

@@ -658,7 +658,8 @@ def test_toml_and_python_blocks_can_be_read(name: str) -> None:
 def test_every_decision_is_listed_and_has_its_three_parts() -> None:
     index = (ROOT / "docs" / "adr" / "README.md").read_text(encoding="utf-8")
     pages = sorted((ROOT / "docs" / "adr").glob("0*.md"))
-    assert [page.name[:4] for page in pages] == [f"{n:04}" for n in range(1, len(pages) + 1)]
+    # Numbers are given out ahead, so there may be gaps; no number means two things.
+    assert len({page.name[:4] for page in pages}) == len(pages)
     assert re.findall(r"^\| \[\d+\]\((\S+)\)", index, re.MULTILINE) == [p.name for p in pages]
     for decision in pages:
         text = decision.read_text(encoding="utf-8")

@@ -463,6 +463,15 @@ def test_come_back_is_believed_for_a_check_in_of_this_boot_only() -> None:
         assert play(s, ComeBackAt(other, 50.0)) == (s, [])
 
 
+def test_a_coordinator_that_knows_only_an_earlier_boot_can_say_now_and_nothing_else() -> None:
+    s = idle()
+    earlier = ((BOOT - 1) << 32) + 7
+    _, effects = play(s, ComeBackAt(earlier, 0.0, "coordinator_is_back"))
+    assert effects == [WakeAt(CHECK_IN, 100.0), Report("come_back", "coordinator_is_back")]
+    assert play(s, ComeBackAt(earlier, 0.001)) == (s, [])
+    assert play(s, ComeBackAt(s.check_in + 1, 0.0)) == (s, [])
+
+
 # -- offering again ------------------------------------------------------------------------------
 
 
@@ -495,6 +504,30 @@ def test_patience_doubles_up_to_a_bound_and_starts_anew_with_a_new_link() -> Non
     assert waits[-1] == ANSWER_S_MAX
     _, effects = play(s, LinkUp(1_000))
     assert [e.at_s - 100.0 for e in effects if isinstance(e, WakeAt)] == waits[:1]
+
+
+def test_a_coordinator_without_room_is_asked_again_less_and_less_often() -> None:
+    s = at(Phase.UPLOADING)
+    sealed, waited = s.sealed, []
+    for _ in range(4):
+        s, effects = play(s, Woke("offer_again"))
+        waited += [e.at_s - 100.0 for e in effects if isinstance(e, WakeAt)]
+        s, effects = play(s, Refused(UpdateOffer.KIND, "disk_full", "try again later"))
+        assert (s.phase, s.sealed) == (Phase.UPLOADING, sealed)
+        assert not sent(effects), "a refusal is not answered at once"
+        assert not [e for e in effects if isinstance(e, CancelWake | Persist)]
+    assert waited == sorted(waited)
+    assert waited[-1] >= 2 * waited[0]
+
+
+def test_a_coordinator_that_is_back_is_asked_at_once_for_what_is_sealed() -> None:
+    s = at(Phase.UPLOADING)
+    now = WakeAt(OFFER_AGAIN, 100.0)
+    for check_in in (s.check_in, 1):
+        _, effects = play(s, ComeBackAt(check_in, 0.0, "coordinator_is_back"))
+        assert effects == [now, Report("come_back", "coordinator_is_back")]
+    assert play(s, ComeBackAt(s.check_in, 1.0)) == (s, [])
+    assert play(s, ComeBackAt(s.check_in + 1, 0.0)) == (s, [])
 
 
 def test_a_chunk_fits_both_ends_of_the_way() -> None:

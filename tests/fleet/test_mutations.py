@@ -1,5 +1,6 @@
 """Would the nemesis notice? Classic mistakes are made on purpose, and it has to find each."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import MappingProxyType
@@ -11,10 +12,11 @@ import pytest
 from coordinator import round as rounds
 from coordinator.aggregation import RoundAggregation
 from coordinator.conductor import Conductor
+from coordinator.headroom import Headroom
 from coordinator.releases import Releases
 from coordinator.service import Coordinator
 from coordinator.signals import Committed, Resume, UpdateArrived
-from coordinator.store import Store
+from coordinator.store import DiskFullError, Store
 from edge_sdk import session
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.journal import MemoryJournal
@@ -319,6 +321,35 @@ def damaged_models_taken_for_good(patch: Patch) -> None:
     patch.setattr(DeviceDriver, "_holds", lambda *_: True)
 
 
+def full_disk_ends_the_process(patch: Patch) -> None:
+    def wrong(self: Any, _event: Any) -> None:
+        self._postponed.clear()
+        raise DiskFullError("full")
+
+    patch.setattr(Headroom, "or_not", lambda _: contextlib.nullcontext())
+    patch.setattr(Headroom, "has_room", lambda *_: True)
+    patch.setattr(Conductor, "_postpone", wrong)
+
+
+def update_known_that_found_no_room(patch: Patch) -> None:
+    right = Conductor.take
+
+    def wrong(self: Any, update: Any, payload: bytes, now_s: float) -> None:
+        try:
+            right(self, update, payload, now_s)
+        except DiskFullError:
+            self.round, _ = rounds.advance(self.round, UpdateArrived(update), now_s)
+            self._publish(Receipt(update.update_id), update.device)
+
+    patch.setattr(Headroom, "has_room", lambda *_: True)
+    patch.setattr(Conductor, "take", wrong)
+
+
+def commit_forgotten_that_found_no_room(patch: Patch) -> None:
+    patch.setattr(Headroom, "has_room", lambda *_: True)
+    patch.setattr(Conductor, "_go_on", lambda *_: None)
+
+
 MISTAKES: tuple[Callable[[Patch], None], ...] = (
     receipt_before_commit,
     settlement_before_the_transaction,
@@ -349,6 +380,9 @@ MISTAKES: tuple[Callable[[Patch], None], ...] = (
     releases_fetched_with_a_spent_budget,
     timers_left_where_they_were_when_the_clock_was_set,
     damaged_models_taken_for_good,
+    full_disk_ends_the_process,
+    update_known_that_found_no_room,
+    commit_forgotten_that_found_no_room,
 )
 
 

@@ -63,6 +63,7 @@ class Loopback:
             federation=Federation(name="toy"), rounds=rounds, uplink=uplink
         )
         self.directory = directory
+        self.free_bytes = 2**62
         self._order = order
         self._evaluator = evaluator
         self._task = task
@@ -91,6 +92,7 @@ class Loopback:
             observe=self.reports.append,
             now_s=self.now_s,
             first_gathering=0,
+            free_bytes=lambda: self.free_bytes,
         )
         return self.coordinator
 
