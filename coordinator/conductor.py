@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from coordinator import buffer
 from coordinator import round as rounds
 from coordinator.config import FederationConfig
 from coordinator.evaluation import Evaluator, evaluate, pooled_metrics
@@ -20,14 +21,17 @@ from coordinator.models import Models
 from coordinator.planner import Planner
 from coordinator.signals import (
     Accepted,
+    Chosen,
     ClockSet,
     Commit,
     Committed,
+    FlightEnded,
     InviteeLost,
     Open,
     Rejected,
     Resume,
     RoundAbandoned,
+    RoundInvited,
     RoundOpened,
     UpdateArrived,
     UpdateSettled,
@@ -54,7 +58,11 @@ PLAN_AGAIN: Final = "plan_again"
 # Check-ins come in bursts; one look at the leases serves for all of a moment.
 PLAN_AFTER_S: Final = 0.02
 ABANDONED_PAUSE_S: Final = 2.0
+# What an update is settled with that came when its round had all it needed, or too late for any.
+ROUND_CLOSED: Final = "round_closed"
+TOO_STALE: Final = "too_stale"
 _SEED_MASK: Final = 2**53 - 1
+_ALL: Final = 1 << 30
 
 _OPEN_PHASES: Final = (rounds.Phase.INVITING, rounds.Phase.COLLECTING, rounds.Phase.CLOSING)
 
@@ -124,21 +132,67 @@ class Conductor:
         self._events: deque[object] = deque()
         self._traffic_before = (0, 0)
         self._declines: dict[str, str] = {}
+        # Of an open buffer: when each device was invited to it, and whose update for it is decided.
+        self._invited_at: dict[str, float] = {}
+        self._heard: set[str] = set()
 
     @property
     def is_open(self) -> bool:
         """Whether a round is under way."""
         return self.round.phase in _OPEN_PHASES
 
+    @property
+    def _fills_buffer(self) -> bool:
+        """Whether the round that is open, or was last, is asynchronous."""
+        return self.round.opened is not None and self.round.opened.mode == "async"
+
+    def waits_for(self, device: str, round_number: int = 0) -> bool:
+        """Whether a device is invited and has not delivered; to a certain round, if not 0."""
+        opened = self.round.opened
+        if opened is None or not self.is_open:
+            return False
+        if self._fills_buffer:
+            flight = self.round.flights.get(device)
+            return flight is not None and round_number in (0, flight.round)
+        return device in self.round.waiting_for and round_number in (0, opened.round)
+
     def may_still_train(self, device: str, now_s: float) -> bool:
         """Whether the open round waits for a device, and has time left for it to begin."""
         opened = self.round.opened
-        return (
-            self.is_open
-            and opened is not None
-            and device in self.round.waiting_for
-            and now_s < opened.deadline_at_s
+        if opened is None or not self.waits_for(device, opened.round):
+            return False
+        if self._fills_buffer:
+            return now_s < self.round.flights[device].until_s
+        return now_s < opened.deadline_at_s
+
+    @property
+    def late_word(self) -> str:
+        """What an update is settled with that cannot be taken any more."""
+        return TOO_STALE if self.is_open and self._fills_buffer else ROUND_CLOSED
+
+    def why_late(self, opened: RoundOpened) -> str | None:
+        """Why an update for this round is not taken any more; None if it is."""
+        current = self.round.opened
+        if current is None or not self.is_open:
+            return ROUND_CLOSED
+        staleness = current.base_version - opened.base_version
+        in_time = opened.round == current.round or (
+            self._fills_buffer and 0 <= staleness <= current.staleness_max
         )
+        return None if in_time else self.late_word
+
+    def taken(self, round_number: int) -> RoundOpened | None:
+        """The round of this number, if its updates are taken now."""
+        current = self.round.opened
+        if current is None or round_number == current.round:
+            return current if self.is_open else None
+        earlier = self._store.round_opened(round_number) if self._fills_buffer else None
+        return None if earlier is None or self.why_late(earlier) else earlier
+
+    def note_refused(self, device: str, round_number: int) -> None:
+        """A device's update for a round is settled without being taken."""
+        if self.round.opened is not None and round_number == self.round.opened.round:
+            self._heard.add(device)
 
     @property
     def finished(self) -> bool:
@@ -153,7 +207,10 @@ class Conductor:
             self._begin(opened)
             self._declines = self._store.declines(opened.round)
             heard = {row.device for row in self._store.updates(opened.round)} | set(self._declines)
-            self.step(Resume(opened, stored, frozenset(heard)), now_s)
+            flights = self._store.flights(now_s)
+            self._invited_at = self._store.invited_at(opened.round)
+            self._heard = self._store.devices_heard(opened.round)
+            self.step(Resume(opened, stored, frozenset(heard), flights), now_s)
         last = self._store.round(self._last_round)
         if last is not None:
             self.planner.round_opened(last["opened_at"])
@@ -167,8 +224,8 @@ class Conductor:
             self.step(Woke(timer), now_s)
 
     def plan_soon(self, now_s: float) -> None:
-        """Somebody is there who was not before: look whether a round can open."""
-        if not self.is_open:
+        """Somebody is there who was not before: look whether somebody can be invited."""
+        if not self.is_open or (self._fills_buffer and buffer.room(self.round)):
             at_s = max(now_s + PLAN_AFTER_S, self.planner.earliest_s(now_s))
             self.timers[PLAN_AGAIN] = min(self.timers.get(PLAN_AGAIN, at_s), at_s)
 
@@ -188,6 +245,7 @@ class Conductor:
     def on_clock_step(self, by_s: float, now_s: float) -> None:
         """Somebody has set the clock: what was to happen in a while still does."""
         self.timers = {timer: at_s + by_s for timer, at_s in self.timers.items()}
+        self._invited_at = {device: at_s + by_s for device, at_s in self._invited_at.items()}
         self.planner.on_clock_step(by_s)
         if self.is_open:
             self.step(ClockSet(by_s), now_s)
@@ -197,10 +255,11 @@ class Conductor:
         self._events.append(event)
         if len(self._events) > 1:
             return  # a step is under way; it takes this one when its effects are done
+        machine = buffer if self._fills_buffer or self._is_async(event) else rounds
         try:
             while self._events:
                 try:
-                    self.round, effects = rounds.advance(self.round, self._events[0], now_s)
+                    self.round, effects = machine.advance(self.round, self._events[0], now_s)
                 except LocalProtocolError as error:
                     self._observe(Report("unexpected", str(error)))
                     effects = ()
@@ -210,6 +269,20 @@ class Conductor:
         finally:
             # Whatever ended a step in the middle, the next one starts from its own event.
             self._events.clear()
+        if self._fills_buffer:
+            self._go_on(now_s)
+
+    @staticmethod
+    def _is_async(event: object) -> bool:
+        return isinstance(event, Open | Resume) and event.opened.mode == "async"
+
+    def _go_on(self, now_s: float) -> None:
+        """There is always an open buffer, so that no update comes in vain; its room is used."""
+        more = self._last_round < self._config.rounds.count
+        if self.is_open:
+            self.plan_soon(now_s)
+        elif more and self._config.rounds.mode == "async":
+            self._open_buffer(self._last_round + 1, now_s)
 
     # -- opening -----------------------------------------------------------------------------
 
@@ -217,9 +290,13 @@ class Conductor:
         """Open the next round as soon as enough eligible devices are there to be chosen from."""
         number = self._last_round + 1
         if self.is_open:
+            self._invite_more(now_s)
             return
         if number > self._config.rounds.count:
             self._run_over(now_s)
+            return
+        if self._config.rounds.mode == "async":
+            self._open_buffer(number, now_s)
             return
         if not self.link_is_up and now_s >= self.planner.earliest_s(now_s):
             return  # whoever says that it is back asks again
@@ -235,20 +312,9 @@ class Conductor:
         chosen = self.planner.choose(
             number, self.planner.to_invite(), now_s=now_s, deadline_at_s=deadline_at_s
         )
-        cohort = min(config.cohort, len(chosen))
-        opened = RoundOpened(
-            round=number,
-            base_version=self._models.version,
-            base_digest=self._models.digest,
-            plan=self._config.plan((self._seed * 1_000_003 + number) & _SEED_MASK),
-            codec=self._config.uplink.spec_for(cohort),
-            cohort=cohort,
-            needed=config.needed,
+        opened = msgspec.structs.replace(
+            self._round_from(number, now_s, deadline_at_s, min(config.cohort, len(chosen))),
             invited={lease.device: lease.check_in for lease in chosen},
-            opened_at_s=now_s,
-            deadline_at_s=deadline_at_s,
-            chunk_bytes_max=self.chunk_bytes_max,
-            weight_cap=self._config.aggregation.weight_cap,
         )
         for lease in chosen:
             self._leases.end(lease.device)
@@ -256,11 +322,86 @@ class Conductor:
         self._begin(opened)
         self.step(Open(opened), now_s)
 
+    def _open_buffer(self, number: int, now_s: float) -> None:
+        """Open an asynchronous round: whoever is at work for an earlier one may fill it, too."""
+        config = self._config.rounds
+        deadline_at_s = now_s + self.planner.deadline_s()
+        flights = self.round.flights if self._fills_buffer else self._store.flights(now_s)
+        opened = msgspec.structs.replace(
+            self._round_from(number, now_s, deadline_at_s, config.cohort),
+            mode="async",
+            concurrency=self.planner.to_invite(),
+            staleness_max=config.staleness_max,
+        )
+        self.planner.round_opened(now_s)
+        self._begin(opened)
+        self.step(Open(opened, flights), now_s)
+
+    def _invite_more(self, now_s: float) -> None:
+        """Fill the room of an open buffer with devices that are there and can still join it.
+
+        A device joins a buffer once. Whom nothing came of gets another try when the time of the
+        first is over; those who had none go first.
+        """
+        if not self._fills_buffer or not self.link_is_up:
+            return
+        room, opened = buffer.room(self.round), rounds.opened_of(self.round)
+        earliest_s = self.planner.earliest_s(now_s)
+        if not room or now_s < earliest_s:
+            if room:
+                self.timers[PLAN_AGAIN] = earliest_s
+            return
+        whole_s = rounds.whole_s(opened)
+        ranked = [
+            lease
+            for lease in self.planner.choose(
+                opened.round, _ALL, now_s=now_s, deadline_at_s=now_s + whole_s
+            )
+            if lease.device not in self._heard and not self.waits_for(lease.device)
+        ]
+        new = [lease for lease in ranked if lease.device not in self._invited_at]
+        again = [
+            lease
+            for lease in ranked
+            if lease.device in self._invited_at
+            and now_s >= self._invited_at[lease.device] + whole_s
+        ]
+        chosen = {lease.device: lease.check_in for lease in (new + again)[:room]}
+        for device in chosen:
+            self._leases.end(device)
+            self._declines.pop(device, None)
+        if chosen:
+            self.step(Chosen(chosen), now_s)
+
+    def _round_from(
+        self, number: int, now_s: float, deadline_at_s: float, cohort: int
+    ) -> RoundOpened:
+        """What rounds of both modes begin with: the newest version, and the file as it is now."""
+        config = self._config.rounds
+        return RoundOpened(
+            round=number,
+            base_version=self._models.version,
+            base_digest=self._models.digest,
+            plan=self._config.plan((self._seed * 1_000_003 + number) & _SEED_MASK),
+            codec=self._config.uplink.spec_for(cohort),
+            cohort=cohort,
+            needed=config.needed,
+            invited={},
+            opened_at_s=now_s,
+            deadline_at_s=deadline_at_s,
+            chunk_bytes_max=self.chunk_bytes_max,
+            weight_cap=self._config.aggregation.weight_cap,
+        )
+
     def _begin(self, opened: RoundOpened) -> None:
         self.round = rounds.RoundState()
         self._traffic_before = self._traffic()
         self._declines = {}
-        self._sum = self._models.sum(weight_cap=opened.weight_cap, updates_max=len(opened.invited))
+        self._invited_at = {}
+        self._heard = set()
+        self._sum = self._models.sum(
+            weight_cap=opened.weight_cap, updates_max=max(len(opened.invited), opened.cohort)
+        )
 
     # -- effects -----------------------------------------------------------------------------
 
@@ -290,8 +431,15 @@ class Conductor:
             case RoundOpened():
                 self._store.open_round(record)
                 self._last_round = record.round
+            case RoundInvited():
+                self._store.note_invited(record)
+                self._invited_at |= dict.fromkeys(record.invited, record.invited_at_s)
+            case FlightEnded():
+                self._store.end_flight(record)
             case UpdateStored():
                 self._store.store_update(record, self._payloads[record.update_id])
+                if self.round.opened is not None and record.round == self.round.opened.round:
+                    self._heard.add(record.device)
             case UpdateSettled():
                 self._store.settle(record)
             case RoundAbandoned():
@@ -306,7 +454,11 @@ class Conductor:
             raise LocalProtocolError("no round is being summed")
         payload = self._payloads.get(effect.update_id)
         try:
-            self._sum.add(payload or self._store.payload(effect.update_id), effect.weight)
+            self._sum.add(
+                payload or self._store.payload(effect.update_id),
+                effect.weight,
+                buffer.staleness_factor(effect.staleness),
+            )
         except RemoteProtocolError as error:
             self._count_incident(effect.device, error)
             return Rejected(effect.update_id, error.reason)
@@ -334,12 +486,15 @@ class Conductor:
             except Exception as error:  # noqa: BLE001 - user code; the version is committed already
                 self._observe(Report("evaluation_failed", f"{type(error).__name__}: {error}"))
                 metrics = {}
-            self._store.note_round(round_number, metrics)
-        elif round_number > 1:
-            # Devices measured the base model on their hold-outs: that is the round before.
-            self._store.note_round(
-                round_number - 1, pooled_metrics(self._store.update_metrics(round_number))
-            )
+            self._store.note_round(round_number, metrics, "test")
+        else:
+            # Devices measured their base on their hold-outs: the round before the one that they
+            # were invited to.
+            invited_to = {row.round for row in self._store.updates(round_number) if row.counted}
+            for number in sorted(invited_to - {1}):
+                self._store.note_round(
+                    number - 1, pooled_metrics(self._store.update_metrics(number))
+                )
         self._note_course(round_number)
         self.timers[PLAN_AGAIN] = now_s
 

@@ -69,8 +69,6 @@ FLUSH_EVERY_S: Final = 5.0
 # When every round is done, devices look in now and then for releases.
 IDLE_COME_BACK_S: Final = 3_600.0
 STABLE: Final = "stable"
-# What an update is settled with that came when its round had all it needed.
-ROUND_CLOSED: Final = "round_closed"
 _ROUNDS_TOLD_AGAIN: Final = 2
 _BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
@@ -371,7 +369,7 @@ class Coordinator:
         if self.rounds.may_still_train(device, now_s):
             self.rounds.step(DeviceAsks(device, message.check_in), now_s)
             return
-        if self.rounds.is_open and device in self.rounds.round.waiting_for:
+        if self.rounds.waits_for(device):
             # It has nothing sealed, or it would not check in, and its round is as good as over.
             self.rounds.lose(device, "deadline_passed", now_s)
         if self.finished:
@@ -381,12 +379,11 @@ class Coordinator:
         self.rounds.plan_soon(now_s)
 
     def _lost(self, device: str, reason: str, round_number: int, now_s: float) -> None:
-        if self.leases.end(device) or device in self.rounds.round.waiting_for:
+        if self.leases.end(device) or self.rounds.waits_for(device):
             self._observe(Report("declined", reason, device))
-        current = self.rounds.round
-        if current.opened is None or not self.rounds.is_open:
+        if not self.rounds.is_open:
             self.rounds.plan_soon(now_s)
-        elif round_number in (0, current.opened.round) and device in current.waiting_for:
+        elif self.rounds.waits_for(device, round_number):
             self.rounds.lose(device, reason, now_s)
 
     def _offer(self, device: str, message: UpdateOffer, now_s: float) -> None:
@@ -400,8 +397,9 @@ class Coordinator:
                 raise DuplicateError("the same update id was offered with other bytes")
             return
         update = self._describe(device, message, now_s)
-        if self._is_late(device, message):
-            self._refuse(device, update, ROUND_CLOSED, now_s)
+        late = self._why_late(device, message)
+        if late is not None:
+            self._refuse(device, update, late, now_s)
             return
         refusal = self._why_not(device, message)
         if isinstance(refusal, StaleRoundError | NotInvitedError):
@@ -419,24 +417,27 @@ class Coordinator:
     def _refuse(self, device: str, update: UpdateStored, reason: str, now_s: float) -> None:
         """Settle an update that is not taken; on disk before the device hears of it."""
         self.store.refuse_update(update, reason, now_s)
+        self.rounds.note_refused(device, update.round)
         self._publish(Settled(update.update_id, counted=False, reason=reason), device)
         self.leases.expect(device)
 
-    def _is_late(self, device: str, message: UpdateOffer) -> bool:
-        """Whether this is honest work that others were quicker with: nobody's fault."""
+    def _why_late(self, device: str, message: UpdateOffer) -> str | None:
+        """What to say to honest work that others were quicker with: nobody's fault."""
         if self.rounds.is_open and message.round == self.store.last_round():
-            return False
+            return None
         opened = self.store.round_opened(message.round)
-        return (
-            opened is not None
-            and device in opened.invited
-            and message.base_version == opened.base_version
-        )
+        if (
+            opened is None
+            or device not in opened.invited
+            or message.base_version != opened.base_version
+        ):
+            return None
+        return self.rounds.why_late(opened)
 
     def _why_not(self, device: str, message: UpdateOffer) -> RemoteProtocolError | None:
         """Why an offered update cannot be taken, before a byte of it is."""
-        opened = self.rounds.round.opened
-        if not self.rounds.is_open or opened is None or message.round != opened.round:
+        opened = self.rounds.taken(message.round)
+        if opened is None:
             return StaleRoundError(f"round {message.round} is not open")
         if device not in opened.invited:
             return NotInvitedError(f"was not invited to round {message.round}")
@@ -462,22 +463,32 @@ class Coordinator:
             payload_digest=message.payload_digest,
             metrics=dict(message.metrics),
             receipted_at_s=now_s,
+            collected_in=self._collected_in(message.round),
         )
+
+    def _collected_in(self, round_number: int) -> int:
+        """Where an update for this round is entered: the round that takes it, else its own."""
+        opened = self.rounds.round.opened
+        if opened is None or opened.mode == "sync" or not self.rounds.is_open:
+            return round_number
+        return opened.round
 
     def _chunk(self, device: str, message: Chunk, now_s: float) -> None:
         done = self._inbox.add(device, message)
         if done is None:
             return
         update, payload = done
-        update = msgspec.structs.replace(update, receipted_at_s=now_s)
-        current = self.rounds.round
-        expected = current.opened is not None and current.opened.round == update.round
-        if not self.rounds.is_open or not expected or update.update_id in current.updates:
-            if self.store.update(update.update_id) is None:
-                self.store.refuse_update(update, ROUND_CLOSED, now_s)
-            self._tell(device, update.update_id)
+        update = msgspec.structs.replace(
+            update, receipted_at_s=now_s, collected_in=self._collected_in(update.round)
+        )
+        known = self.store.update(update.update_id) is not None
+        if not known and self.rounds.taken(update.round) is not None:
+            self.rounds.take(update, payload, now_s)
             return
-        self.rounds.take(update, payload, now_s)
+        if not known:
+            self.store.refuse_update(update, self.rounds.late_word, now_s)
+            self.rounds.note_refused(device, update.round)
+        self._tell(device, update.update_id)
 
     def _tell(self, device: str, update_id: bytes) -> None:
         """Say what the ledger says of an update."""

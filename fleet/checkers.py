@@ -143,13 +143,20 @@ class Witness:
         evidence, database = self.evidence, self.fleet.gateway.disk.database
         (last,) = database.execute("SELECT COALESCE(MAX(round), 0) FROM rounds").fetchone()
         since = last - _ROUNDS_BACK
-        rows = database.execute("SELECT * FROM updates WHERE round >= ?", (since,)).fetchall()
+        rows = database.execute(
+            "SELECT * FROM updates WHERE collected_in >= ?", (since,)
+        ).fetchall()
         evidence.ledger_before = {
-            key: row for key, row in evidence.ledger.items() if row.round >= since
+            key: row for key, row in evidence.ledger.items() if row.collected_in >= since
         }
         evidence.ledger = {bytes(row["update_id"]): UpdateRow.read(row) for row in rows}
         for row in database.execute("SELECT * FROM rounds WHERE round >= ?", (since,)).fetchall():
             opened = msgspec.msgpack.decode(row["record"], type=RoundOpened)
+            more = database.execute(
+                "SELECT device, check_in FROM invitations WHERE round = ?", (row["round"],)
+            )
+            invited = opened.invited | dict(more.fetchall())
+            opened = msgspec.structs.replace(opened, invited=invited)
             evidence.rounds[row["round"]] = (row["status"], opened)
         (number,) = database.execute(
             "SELECT MAX(round) FROM rounds WHERE status = 'open'"
@@ -190,12 +197,15 @@ def one_update_counts_for_a_device_and_a_round(evidence: Evidence) -> None:
 
 
 def only_the_invited_count(evidence: Evidence) -> None:
-    """What counts was trained by an invited device, on the base of its round."""
+    """What counts was trained by an invited device, on the base of its round, not long ago."""
     for row in evidence.ledger.values():
         if row.counted:
             _status, opened = evidence.rounds[row.round]
             if row.device not in opened.invited or row.base_version != opened.base_version:
                 raise ViolationError("only_the_invited_count", f"{row.device} in {row.round}")
+            collected = evidence.rounds[row.collected_in][1]
+            if not 0 <= collected.base_version - row.base_version <= collected.staleness_max:
+                raise ViolationError("only_the_invited_count", f"{row.device}: too stale")
 
 
 def what_is_not_settled_is_in_the_spool(evidence: Evidence) -> None:
@@ -230,7 +240,10 @@ def versions_grow_one_by_one(evidence: Evidence) -> None:
 
 
 def the_model_is_the_mean_of_what_counted(evidence: Evidence) -> None:
-    """A new version is the one before plus the weighted mean of its round's counted payloads."""
+    """A new version is the one before plus the weighted mean of its round's counted payloads.
+
+    What is stale weighs less: 1 / sqrt(1 + s), s being how many versions old its base is.
+    """
     if evidence.version in evidence.exact:
         return
     models = evidence.fleet.coordinator.models
@@ -250,12 +263,13 @@ def the_model_is_the_mean_of_what_counted(evidence: Evidence) -> None:
     before = evidence.exact.get(evidence.version - 1)
     if before is None:
         return
-    counted = [r for r in evidence.ledger.values() if r.counted and r.round == row["round"]]
-    weight = sum(r.weight for r in counted)
+    counted = [r for r in evidence.ledger.values() if r.counted and r.collected_in == row["round"]]
+    weights = [r.weight / (1.0 + (evidence.version - 1 - r.base_version)) ** 0.5 for r in counted]
+    weight = sum(weights)
     for name, values in exact.items():
         mean = sum(
-            r.weight * decode(disk.payloads[r.update_id], models.schema)[name].astype(np.float64)
-            for r in counted
+            w * decode(disk.payloads[r.update_id], models.schema)[name].astype(np.float64)
+            for w, r in zip(weights, counted, strict=True)
         )
         if not np.allclose(values, before[name] + mean / weight, rtol=0.0, atol=1e-5):
             raise ViolationError(
@@ -268,8 +282,9 @@ def a_committed_round_has_its_quorum(evidence: Evidence) -> None:
     for number, (status, opened) in evidence.rounds.items():
         if status != "committed":
             continue
-        counted = sum(1 for r in evidence.ledger.values() if r.counted and r.round == number)
-        seen = any(r.round == number for r in evidence.ledger.values())
+        collected = [r for r in evidence.ledger.values() if r.collected_in == number]
+        counted = sum(1 for r in collected if r.counted)
+        seen = bool(collected)
         if seen and not opened.needed <= counted <= opened.cohort:
             raise ViolationError("a_committed_round_has_its_quorum", f"round {number}: {counted}")
 
@@ -380,14 +395,19 @@ def budgets_are_kept(evidence: Evidence) -> None:
 def a_round_ends_by_its_deadline(evidence: Evidence) -> None:
     """While its coordinator runs, a round is over in its time, or soon after a restart.
 
-    Whatever the clock says: a round that was opened by another clock than that of a restart may
-    last as long again.
+    A buffer is, if it has its quorum. Whatever the clock says: a round that was opened by another
+    clock than that of a restart may last as long again.
     """
     gateway = evidence.fleet.gateway
     if not gateway.running or evidence.open is None:
         return
     number, opened_s, steps = evidence.open
     opened = evidence.rounds[number][1]
+    if opened.mode == "async" and opened.needed > sum(
+        row.collected_in == number and row.receipted_at is not None and row.counted is None
+        for row in evidence.ledger.values()
+    ):
+        return
     due_s = opened_s + opened.deadline_at_s - opened.opened_at_s
     if gateway.started_at_s > opened_s:
         same_clock = steps == gateway.wall.steps
@@ -399,6 +419,19 @@ def a_round_ends_by_its_deadline(evidence: Evidence) -> None:
         due_s += RESUME_GRACE_S
     if gateway.world.now_s > due_s + _DEADLINE_SLACK_S:
         raise ViolationError("a_round_ends_by_its_deadline", f"round {number}")
+
+
+def no_more_work_than_is_allowed(evidence: Evidence) -> None:
+    """No more devices are in flight for buffers than the federation's file allows.
+
+    A clock that is set while the gateway is off may bring back some that had been given up.
+    """
+    gateway = evidence.fleet.gateway
+    state = evidence.fleet.coordinator.rounds.round
+    if state.opened is None or state.opened.mode != "async" or gateway.wall.steps:
+        return
+    if len(state.flights) > state.opened.concurrency:
+        raise ViolationError("no_more_work_than_is_allowed", f"{len(state.flights)} in flight")
 
 
 def _row(evidence: Evidence, update_id: bytes) -> UpdateRow | None:
@@ -426,6 +459,7 @@ EVENT_CHECKERS: Final = (
     memory_is_bounded,
     work_has_a_way_on,
     budgets_are_kept,
+    no_more_work_than_is_allowed,
     a_round_ends_by_its_deadline,
 )
 

@@ -19,6 +19,8 @@ from wire.errors import LocalProtocolError, NotFiniteError
 _INT64_BITS: Final = 62  # one bit for the sign, one to spare
 _NOTHING: Final = np.empty(0, np.float32)
 _FRACTION_BITS_MAX: Final = 40  # float32 has 24; the rest is for small values
+# Factors are whole multiples of 1 / FACTOR_ONE, so that sums and weights stay integers.
+FACTOR_ONE: Final = 2**20
 
 
 class Accumulator:
@@ -49,18 +51,26 @@ class Accumulator:
         self.fraction_bits = min(_INT64_BITS - bound_bits, _FRACTION_BITS_MAX)
         self.count = 0
         self.total_weight = 0
+        # What factors take off the total weight, in units of 1 / FACTOR_ONE.
+        self._discount = 0
         self._sums = np.zeros(schema.parameters, np.int64)
         self._starts: list[int] = [0, *np.cumsum([spec.size for spec in schema.tensors]).tolist()]
 
-    def add(self, payload: bytes, weight: int) -> None:
+    def add(self, payload: bytes, weight: int, factor: float = 1.0) -> None:
         """Decode an update and add it; all of it or, when it raises, nothing.
+
+        Args:
+            payload: the update.
+            weight: its examples, at most the cap.
+            factor: over 0, to 1: what its weight is multiplied by, rounded to 1 / FACTOR_ONE.
 
         Raises:
             RemoteProtocolError: the payload is not an update of this schema.
             NotFiniteError: a value is NaN, infinite, or above `limits.UPDATE_VALUE_ABS_MAX`.
-            LocalProtocolError: the weight or the number of updates passes its bound.
+            LocalProtocolError: the weight, the factor or the number of updates passes its bound.
         """
         self._check(weight)
+        parts_of_one = _parts_of_one(factor)
         read = Payload(payload, self.schema)
         parts = [part for number in range(len(read.blocks)) for part in read.block(number)]
         # What is sparse is handled in one go: a few values of each block are not worth a call each.
@@ -71,7 +81,7 @@ class Accumulator:
             whole, values = parts, _NOTHING  # to say which tensor it was
         for part in whole:
             self._check_values(self.schema.tensors[part.piece.tensor].name, part.values)
-        scale = self._scale(weight)
+        scale = self._scale(weight) * (parts_of_one / FACTOR_ONE)
         for part in whole:
             start = self._start(part)
             self._sums[start : start + part.piece.size] += _integers(part.values, scale)
@@ -80,6 +90,7 @@ class Accumulator:
             at = np.concatenate([positions + self._start(part) for part, positions in some])
             self._sums[at] += _integers(values, scale)
         self._count(weight)
+        self._discount += weight * (FACTOR_ONE - parts_of_one)
 
     def add_tensors(self, tensors: Tensors, weight: int) -> None:
         """Add a decoded update; see `add`."""
@@ -137,16 +148,18 @@ class Accumulator:
         self._sums += other._sums  # noqa: SLF001 - its own class
         self.count += other.count
         self.total_weight += other.total_weight
+        self._discount += other._discount  # noqa: SLF001 - its own class
 
     def finish(self) -> tuple[Tensors, int]:
-        """The weighted mean, float32, and the total weight.
+        """The weighted mean, float32, and the total weight before factors.
 
         Raises:
             LocalProtocolError: nothing was added.
         """
         if self.total_weight == 0:
             raise LocalProtocolError("the mean of no updates")
-        divisor = 2.0**self.fraction_bits * self.total_weight
+        parts = self.total_weight * FACTOR_ONE - self._discount
+        divisor = 2.0**self.fraction_bits * (parts / FACTOR_ONE)
         mean = (self._sums / divisor).astype(np.float32)
         tensors: Tensors = {
             spec.name: mean[start : start + spec.size].reshape(spec.shape)
@@ -155,8 +168,16 @@ class Accumulator:
         return tensors, self.total_weight
 
 
+def _parts_of_one(factor: float) -> int:
+    """A factor as a whole number of 1 / FACTOR_ONE."""
+    parts = round(factor * FACTOR_ONE) if math.isfinite(factor) else 0
+    if not 1 <= parts <= FACTOR_ONE:
+        raise LocalProtocolError(f"a factor of {factor:g} is not over 0 and at most 1")
+    return parts
+
+
 def _integers(values: NDArray[np.float32], scale: float) -> NDArray[np.int64]:
-    """round(value * scale), ties to even; scale is a power of two times a small integer."""
+    """round(value * scale), ties to even; scale is a power of two times an integer."""
     scaled = np.multiply(values, scale, dtype=np.float64)
     np.rint(scaled, out=scaled)
     return scaled.astype(np.int64)

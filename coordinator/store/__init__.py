@@ -14,11 +14,12 @@ rather than the code above them:
 
 from coordinator.store._database import StoreError
 from coordinator.store._devices import DeviceTables
+from coordinator.store._flights import FlightTables
 from coordinator.store._ledger import LedgerTables, UpdateRow
 from coordinator.store._models import ModelCommit
 
 
-class Store(DeviceTables, LedgerTables):
+class Store(DeviceTables, FlightTables, LedgerTables):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 

@@ -3,12 +3,15 @@
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
 from coordinator.signals import RoundAbandoned, RoundOpened, UpdateSettled, UpdateStored
 from coordinator.store._database import StoreError
 from coordinator.store._models import ModelCommit, ModelTables
+
+METRICS_SOURCES: Final = ("training", "devices", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class UpdateRow:
     settled_at: float | None
     counted: bool | None
     reason: str | None
+    collected_in: int
 
     @classmethod
     def read(cls, row: sqlite3.Row) -> "UpdateRow":
@@ -44,6 +48,7 @@ class UpdateRow:
             settled_at=row["settled_at"],
             counted=None if row["counted"] is None else bool(row["counted"]),
             reason=row["reason"],
+            collected_in=row["collected_in"],
         )
 
 
@@ -58,18 +63,27 @@ class LedgerTables(ModelTables):
         )
 
     def round_opened(self, round_number: int) -> RoundOpened | None:
-        """What a round began with."""
+        """What a round began with, and whom it has invited since."""
         row = self._one("SELECT record FROM rounds WHERE round = ?", (round_number,))
-        return None if row is None else msgspec.msgpack.decode(row["record"], type=RoundOpened)
+        return None if row is None else self._with_invited(row["record"])
+
+    def _with_invited(self, record: bytes) -> RoundOpened:
+        opened = msgspec.msgpack.decode(record, type=RoundOpened)
+        more = self._db.execute(
+            "SELECT device, check_in FROM invitations WHERE round = ? ORDER BY invited_at, rowid",
+            (opened.round,),
+        )
+        invited = opened.invited | {row["device"]: row["check_in"] for row in more}
+        return msgspec.structs.replace(opened, invited=invited)
 
     def unfinished_round(self) -> tuple[RoundOpened, tuple[UpdateStored, ...]] | None:
         """The open round, if there is one, and its receipted updates that are not settled."""
         row = self._one("SELECT record FROM rounds WHERE status = 'open'")
         if row is None:
             return None
-        opened = msgspec.msgpack.decode(row["record"], type=RoundOpened)
+        opened = self._with_invited(row["record"])
         rows = self._db.execute(
-            "SELECT * FROM updates WHERE round = ? AND receipted_at IS NOT NULL"
+            "SELECT * FROM updates WHERE collected_in = ? AND receipted_at IS NOT NULL"
             " AND settled_at IS NULL ORDER BY update_id",
             (opened.round,),
         )
@@ -85,6 +99,7 @@ class LedgerTables(ModelTables):
                 payload_digest=row["digest"],
                 metrics=msgspec.msgpack.decode(row["metrics"]),
                 receipted_at_s=row["receipted_at"],
+                collected_in=row["collected_in"],
             )
             for row in rows
         )
@@ -95,8 +110,8 @@ class LedgerTables(ModelTables):
         with self.transaction():
             self._db.execute(
                 "INSERT INTO updates (update_id, device, round, base_version, num_examples,"
-                " weight, bytes, digest, metrics, receipted_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " weight, bytes, digest, metrics, receipted_at, collected_in)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     update.update_id,
                     update.device,
@@ -108,6 +123,7 @@ class LedgerTables(ModelTables):
                     update.payload_digest,
                     msgspec.msgpack.encode(update.metrics),
                     update.receipted_at_s,
+                    update.collected_in or update.round,
                 ),
             )
             self._db.execute(
@@ -118,8 +134,8 @@ class LedgerTables(ModelTables):
         """Write the ledger line of an update that is settled without ever being receipted."""
         self._db.execute(
             "INSERT OR IGNORE INTO updates (update_id, device, round, base_version, num_examples,"
-            " weight, bytes, digest, metrics, settled_at, counted, reason)"
-            " VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?)",
+            " weight, bytes, digest, metrics, settled_at, counted, reason, collected_in)"
+            " VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?, ?)",
             (
                 update.update_id,
                 update.device,
@@ -131,6 +147,7 @@ class LedgerTables(ModelTables):
                 msgspec.msgpack.encode(update.metrics),
                 now_s,
                 reason,
+                update.collected_in or update.round,
             ),
         )
 
@@ -151,11 +168,12 @@ class LedgerTables(ModelTables):
         """Settle what nobody has decided, and empty the round's spool."""
         self._db.execute(
             "UPDATE updates SET settled_at = ?, counted = 0, reason = ?"
-            " WHERE round = ? AND settled_at IS NULL",
+            " WHERE collected_in = ? AND settled_at IS NULL",
             (now_s, reason, round_number),
         )
         self._db.execute(
-            "DELETE FROM spool WHERE update_id IN (SELECT update_id FROM updates WHERE round = ?)",
+            "DELETE FROM spool WHERE update_id IN"
+            " (SELECT update_id FROM updates WHERE collected_in = ?)",
             (round_number,),
         )
 
@@ -182,12 +200,24 @@ class LedgerTables(ModelTables):
             )
             self.keep_tensors(keep | {commit.version})
 
-    def note_round(self, round_number: int, metrics: Mapping[str, float]) -> None:
-        """Remember what an evaluation of the round's model said."""
-        self._db.execute(
-            "UPDATE rounds SET metrics = ? WHERE round = ?",
-            (msgspec.msgpack.encode(dict(metrics)), round_number),
-        )
+    def note_round(
+        self, round_number: int, metrics: Mapping[str, float], source: str = "training"
+    ) -> None:
+        """Remember what was measured of the round's model.
+
+        `source` says who measured it: "test" (the task's own data), "devices" (an evaluation round)
+        or "training" (devices, of the base that they were about to train). A weaker word does not
+        replace a stronger one.
+        """
+        with self.transaction():
+            row = self._one("SELECT metrics_source FROM rounds WHERE round = ?", (round_number,))
+            before = None if row is None else row["metrics_source"]
+            if before is not None and METRICS_SOURCES.index(before) > METRICS_SOURCES.index(source):
+                return
+            self._db.execute(
+                "UPDATE rounds SET metrics = ?, metrics_source = ? WHERE round = ?",
+                (msgspec.msgpack.encode(dict(metrics)), source, round_number),
+            )
 
     def note_traffic(self, round_number: int, sent_bytes: int, received_bytes: int) -> None:
         """Remember the bytes that passed while a round was open: (downlink, uplink)."""
@@ -216,14 +246,14 @@ class LedgerTables(ModelTables):
         return None if row is None else UpdateRow.read(row)
 
     def updates(self, round_number: int | None = None) -> list[UpdateRow]:
-        """The ledger, in order of round and id."""
-        where = "" if round_number is None else " WHERE round = ?"
+        """The ledger, or what one round collected of it, in order of round and id."""
+        where = "" if round_number is None else " WHERE collected_in = ?"
         parameters = () if round_number is None else (round_number,)
         sql = f"SELECT * FROM updates{where} ORDER BY round, update_id"  # noqa: S608 - two literals
         return [UpdateRow.read(row) for row in self._db.execute(sql, parameters)]
 
     def update_metrics(self, round_number: int) -> list[tuple[int, dict[str, float]]]:
-        """(num_examples, metrics) of the round's counted updates."""
+        """(num_examples, metrics) of the counted updates of devices that the round invited."""
         rows = self._db.execute(
             "SELECT num_examples, metrics FROM updates WHERE round = ? AND counted = 1"
             " ORDER BY update_id",

@@ -59,10 +59,10 @@ def settlement_before_the_transaction(patch: Patch) -> None:
 def duplicate_counted(patch: Patch) -> None:
     right = Accumulator.add
 
-    def wrong(self: Any, payload: bytes, weight: int) -> None:
-        right(self, payload, weight)
+    def wrong(self: Any, payload: bytes, weight: int, factor: float) -> None:
+        right(self, payload, weight, factor)
         if self.count < self.updates_max:
-            right(self, payload, weight)
+            right(self, payload, weight, factor)
 
     patch.setattr(Accumulator, "add", wrong)
 
@@ -73,12 +73,14 @@ def weight_forgotten(patch: Patch) -> None:
     patch.setattr(
         Accumulator,
         "add",
-        lambda self, payload, weight: right(self, payload, 1 + next(seen) % weight),
+        lambda self, payload, weight, factor: right(
+            self, payload, 1 + next(seen) % weight, factor
+        ),
     )
 
 
 def stale_round_accepted(patch: Patch) -> None:
-    patch.setattr(Coordinator, "_is_late", lambda *_: False)
+    patch.setattr(Coordinator, "_why_late", lambda *_: None)
     patch.setattr(Coordinator, "_why_not", lambda *_: None)
     right = Coordinator._describe
 
@@ -230,14 +232,14 @@ def released_before_it_is_on_disk(patch: Patch) -> None:
 
 
 def invited_without_having_spoken(patch: Patch) -> None:
-    right = rounds._invite
+    right = rounds.invite
 
-    def wrong(opened: Any, device: str, check_in: int, now_s: float) -> Publish:
-        publish = right(opened, device, check_in + 1, now_s)
+    def wrong(opened: Any, device: str, check_in: int, left_s: float) -> Publish:
+        publish = right(opened, device, check_in + 1, left_s)
         assert isinstance(publish.message, Invite)
         return publish
 
-    patch.setattr(rounds, "_invite", wrong)
+    patch.setattr(rounds, "invite", wrong)
 
 
 def commit_told_but_not_written(patch: Patch) -> None:
