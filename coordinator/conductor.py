@@ -15,6 +15,7 @@ import numpy as np
 from coordinator import buffer
 from coordinator import round as rounds
 from coordinator.config import FederationConfig
+from coordinator.evaluating import EVALUATION_OVER, Evaluations
 from coordinator.evaluation import Evaluator, evaluate, pooled_metrics
 from coordinator.leases import Leases
 from coordinator.models import Models
@@ -52,7 +53,7 @@ from wire import (
     Woke,
     chunk_bytes_for,
 )
-from wire.messages import Message, Settled
+from wire.messages import EvaluationReport, Message, Settled
 
 PLAN_AGAIN: Final = "plan_again"
 # Check-ins come in bursts; one look at the leases serves for all of a moment.
@@ -80,6 +81,7 @@ class Conductor:
         observe: told every `Report`.
         count_incident: told of every update that was rejected.
         traffic: (sent, received) bytes so far.
+        understands: whether a device speaks a version of the protocol that has evaluations.
         run_over: called when every round is closed, also after a restart.
         seed: the federation's public seed.
         first_gathering: how many devices to hear before the first round, if they come in time.
@@ -98,6 +100,7 @@ class Conductor:
         observe: Callable[[Report], None],
         count_incident: Callable[[str, RemoteProtocolError], None],
         traffic: Callable[[], tuple[int, int]],
+        understands: Callable[[str], bool],
         run_over: Callable[[float], None],
         seed: int,
         first_gathering: int,
@@ -126,6 +129,14 @@ class Conductor:
             seed=seed,
             first_gathering=first_gathering,
             gathering_until_s=gathering_until_s,
+        )
+        self.evaluations = Evaluations(
+            config=config,
+            store=store,
+            leases=leases,
+            understands=understands,
+            publish=publish,
+            observe=observe,
         )
         self._payloads: dict[bytes, bytes] = {}
         self._sum: Accumulator | None = None
@@ -196,8 +207,9 @@ class Conductor:
 
     @property
     def finished(self) -> bool:
-        """Whether every round of the federation is closed."""
-        return not self.is_open and self._last_round >= self._config.rounds.count
+        """Whether every round of the federation is closed, and its last model measured."""
+        over = not self.is_open and self._last_round >= self._config.rounds.count
+        return over and not self.evaluations.is_open
 
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
@@ -220,12 +232,16 @@ class Conductor:
         """Run a timer that is due."""
         if timer == PLAN_AGAIN:
             self._plan(now_s)
+        elif timer == EVALUATION_OVER:
+            self.evaluations.close()
+            self.plan_soon(now_s)
         else:
             self.step(Woke(timer), now_s)
 
     def plan_soon(self, now_s: float) -> None:
         """Somebody is there who was not before: look whether somebody can be invited."""
-        if not self.is_open or (self._fills_buffer and buffer.room(self.round)):
+        has_room = self.is_open and self._fills_buffer and buffer.room(self.round)
+        if not self.is_open or has_room or self.evaluations.wants:
             at_s = max(now_s + PLAN_AFTER_S, self.planner.earliest_s(now_s))
             self.timers[PLAN_AGAIN] = min(self.timers.get(PLAN_AGAIN, at_s), at_s)
 
@@ -242,11 +258,19 @@ class Conductor:
             self._store.note_declines(self.round.opened.round, self._declines)
         self.step(InviteeLost(device, reason), now_s)
 
+    def take_report(self, device: str, report: EvaluationReport, now_s: float) -> None:
+        """Enter what a device measured; see `Evaluations.take` for what is raised."""
+        self.evaluations.take(device, report, now_s)
+        if not self.evaluations.is_open:
+            self.timers.pop(EVALUATION_OVER, None)
+            self.plan_soon(now_s)
+
     def on_clock_step(self, by_s: float, now_s: float) -> None:
         """Somebody has set the clock: what was to happen in a while still does."""
         self.timers = {timer: at_s + by_s for timer, at_s in self.timers.items()}
         self._invited_at = {device: at_s + by_s for device, at_s in self._invited_at.items()}
         self.planner.on_clock_step(by_s)
+        self.evaluations.on_clock_step(by_s)
         if self.is_open:
             self.step(ClockSet(by_s), now_s)
 
@@ -291,9 +315,12 @@ class Conductor:
         number = self._last_round + 1
         if self.is_open:
             self._invite_more(now_s)
+            self._ask_evaluators(now_s)
             return
         if number > self._config.rounds.count:
-            self._run_over(now_s)
+            self._ask_evaluators(now_s)
+            if self.finished:
+                self._run_over(now_s)
             return
         if self._config.rounds.mode == "async":
             self._open_buffer(number, now_s)
@@ -372,6 +399,11 @@ class Conductor:
             self._declines.pop(device, None)
         if chosen:
             self.step(Chosen(chosen), now_s)
+
+    def _ask_evaluators(self, now_s: float) -> None:
+        """Whoever is left over when training has had its choice may be asked to evaluate."""
+        if self.evaluations.wants and self.link_is_up:
+            self.evaluations.ask(self.planner.eligible(now_s), now_s)
 
     def _round_from(
         self, number: int, now_s: float, deadline_at_s: float, cohort: int
@@ -474,8 +506,14 @@ class Conductor:
         self._store.commit_round(commit, now_s, keep=keep)
         self._models.adopt(commit, state)
         self._sum = None
-        self.planner.round_committed([self.round.owners[key] for key in effect.accepted])
+        trained = [self.round.owners[key] for key in effect.accepted]
+        self.planner.round_committed(trained)
         self._after_commit(effect.round, now_s)
+        last = effect.round >= self._config.rounds.count
+        # One that is under way goes on; only the last model is worth ending it early.
+        if self.evaluations.due(commit.version) and (last or not self.evaluations.is_open):
+            self.evaluations.begin(effect.round, commit.version, commit.digest, trained, now_s)
+            self.timers[EVALUATION_OVER] = self.evaluations.over_at_s
         return Committed(commit.version, commit.digest)
 
     def _after_commit(self, round_number: int, now_s: float) -> None:

@@ -49,6 +49,7 @@ from wire.messages import (
     ComeBackAt,
     Declined,
     EnrolRequest,
+    EvaluationReport,
     Failed,
     FetchRequest,
     Gone,
@@ -72,6 +73,7 @@ STABLE: Final = "stable"
 _ROUNDS_TOLD_AGAIN: Final = 2
 _BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
+_EVALUATES_SINCE_MINOR: Final = 1
 
 
 class Coordinator:
@@ -124,6 +126,7 @@ class Coordinator:
             observe=observe,
             count_incident=self.count_incident,
             traffic=lambda: (self.sent_bytes, self.received_bytes),
+            understands=lambda device: self._minors.get(device, 0) >= _EVALUATES_SINCE_MINOR,
             run_over=self._run_over,
             seed=seed,
             first_gathering=first_gathering,
@@ -144,6 +147,8 @@ class Coordinator:
         }
         self._check_ins = {name: int(row["last_check_in"]) for name, row in rows.items()}
         self._new_check_ins: set[str] = set()
+        # Which minor version of the protocol each device spoke when it last checked in.
+        self._minors: dict[str, int] = {}
         self._enrolment = Enrolment(store, keys, crypto, config.federation.name)
         self._inbox = Inbox(self.models.payload_bytes_max)
         self._incidents: dict[tuple[str, str], tuple[int, str]] = {}
@@ -267,6 +272,8 @@ class Coordinator:
                 raise UnknownSenderError(f"{address.device} is not enrolled here")
             device = address.device
             message = frames.open_frame(data, address, public_key, self.crypto)
+            if isinstance(message, Available):
+                self._minors[device] = data[frames.MINOR_OFFSET]
             self._on_message(device, message, now_s)
         except RemoteProtocolError as error:
             self.count_incident(device, error)
@@ -333,12 +340,6 @@ class Coordinator:
                 self._lost(device, message.reason, message.round, now_s)
             case Gone():
                 self.leases.end_since(device, message.check_in)
-            case FetchRequest():
-                self._downloads.serve(device, message, now_s)
-            case UpdateOffer():
-                self._offer(device, message, now_s)
-            case Chunk():
-                self._chunk(device, message, now_s)
             case Leave():
                 self.store.revoke(device, message.reason)
                 self._observe(Report("left", message.reason, device))
@@ -346,6 +347,20 @@ class Coordinator:
                 self._lost(device, message.reason, 0, now_s)
                 self._publish(Revoked(message.reason), device)
                 del self._devices[device]
+            case _:
+                self._on_work(device, message, now_s)
+
+    def _on_work(self, device: str, message: Message, now_s: float) -> None:
+        """What a device says that is at work."""
+        match message:
+            case FetchRequest():
+                self._downloads.serve(device, message, now_s)
+            case EvaluationReport():
+                self.rounds.take_report(device, message, now_s)
+            case UpdateOffer():
+                self._offer(device, message, now_s)
+            case Chunk():
+                self._chunk(device, message, now_s)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not expected from a device")
 
@@ -369,6 +384,7 @@ class Coordinator:
         if self.rounds.may_still_train(device, now_s):
             self.rounds.step(DeviceAsks(device, message.check_in), now_s)
             return
+        self.rounds.evaluations.lost(device)
         if self.rounds.waits_for(device):
             # It has nothing sealed, or it would not check in, and its round is as good as over.
             self.rounds.lose(device, "deadline_passed", now_s)
@@ -379,6 +395,7 @@ class Coordinator:
         self.rounds.plan_soon(now_s)
 
     def _lost(self, device: str, reason: str, round_number: int, now_s: float) -> None:
+        self.rounds.evaluations.lost(device, round_number)
         if self.leases.end(device) or self.rounds.waits_for(device):
             self._observe(Report("declined", reason, device))
         if not self.rounds.is_open:

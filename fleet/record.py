@@ -154,7 +154,7 @@ class Course:
             return
         models = coordinator.models
         measured = [d.evaluate(models.version, models.served) for d in self._devices]
-        coordinator.store.note_round(last, pooled_metrics([(1, m) for m in measured]))
+        coordinator.store.note_round(last, pooled_metrics([(1, m) for m in measured]), "devices")
 
 
 def round_record(store: Store, number: int, before: _Mark, after: _Mark) -> RoundRecord:
