@@ -73,9 +73,7 @@ def weight_forgotten(patch: Patch) -> None:
     patch.setattr(
         Accumulator,
         "add",
-        lambda self, payload, weight, factor: right(
-            self, payload, 1 + next(seen) % weight, factor
-        ),
+        lambda self, payload, weight, factor: right(self, payload, 1 + next(seen) % weight, factor),
     )
 
 
