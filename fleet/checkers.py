@@ -289,6 +289,17 @@ def a_committed_round_has_its_quorum(evidence: Evidence) -> None:
             raise ViolationError("a_committed_round_has_its_quorum", f"round {number}: {counted}")
 
 
+def who_trained_does_not_evaluate(evidence: Evidence) -> None:
+    """A version is measured by devices whose updates are not in it, and once by each."""
+    rows = evidence.fleet.gateway.disk.database.execute(
+        "SELECT evaluations.device, evaluations.version FROM evaluations JOIN models"
+        " USING (version) JOIN updates ON updates.collected_in = models.round"
+        " AND updates.device = evaluations.device WHERE updates.counted = 1"
+    ).fetchall()
+    if rows:
+        raise ViolationError("who_trained_does_not_evaluate", str([tuple(row) for row in rows]))
+
+
 # -- after every event -----------------------------------------------------------------------------
 
 
@@ -450,6 +461,7 @@ LEDGER_CHECKERS: Final = (
     versions_grow_one_by_one,
     the_model_is_the_mean_of_what_counted,
     a_committed_round_has_its_quorum,
+    who_trained_does_not_evaluate,
 )
 EVENT_CHECKERS: Final = (
     nothing_is_said_before_it_is_on_disk,

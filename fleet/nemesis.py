@@ -40,6 +40,7 @@ NEXT_DAY_H: Final = 30
 # With nobody to spare, one device that is lost lets a round wait for its deadline.
 _OVER_SELECT: Final = (1.3, 1.0)
 _EVERY_S: Final = (0.0, 0.0, 20.0)
+_EVALUATE_EVERY: Final = (0, 1, 0, 2)
 _STALENESS_MAX: Final = (10, 10, 10, 1, 0)
 _CHECK_IN_S: Final = (120.0, 120.0, 120.0, 120.0, 600.0)
 _BUDGET_SEEDS: Final = 10**12
@@ -207,6 +208,8 @@ def try_seed(
             deadline_s=90.0,
             every_s=_EVERY_S[seed % len(_EVERY_S)],
             staleness_max=_STALENESS_MAX[seed % len(_STALENESS_MAX)],
+            evaluate_every=_EVALUATE_EVERY[seed % len(_EVALUATE_EVERY)],
+            evaluate_cohort=max(devices // 5, 1),
         ),
         fleet=Fleet(partition="iid", start=START, check_in_s=_CHECK_IN_S[seed % len(_CHECK_IN_S)]),
     )
