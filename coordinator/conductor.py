@@ -332,6 +332,7 @@ class Conductor:
             self.timers[PLAN_AGAIN] = verdict.again_at_s
         if verdict.open_now:
             self._open(number, now_s)
+            self._ask_evaluators(now_s)
 
     def _open(self, number: int, now_s: float) -> None:
         config = self._config.rounds
