@@ -78,6 +78,7 @@ class Course:
         counted: those of them that are in the model.
         training_h: hours of training that all devices have spent, also on what came to nothing.
         staleness: of counted updates, in versions, on average.
+        phones: share of the counted updates that phones made, which train for minutes.
     """
 
     mode: Mode
@@ -88,6 +89,7 @@ class Course:
     counted: int
     training_h: float
     staleness: float
+    phones: float
     wall_s: float
 
 
@@ -114,10 +116,16 @@ def run(config: FederationConfig, devices: int, seed: int, target: float) -> Cou
     store = fleet.coordinator.store
     began_s = fleet.gateway.clock()
     reached_s: float | None = None
+    classes = {device.name: device.profile.name for device in fleet.devices}
+    seen = 0
     try:
         fleet.start()
         while not fleet.coordinator.finished and fleet.world.now_s < HOURS_MAX * _HOUR_S:
-            fleet.world.run(fleet.world.now_s + _LOOK_EVERY_S)
+            fleet.world.run(
+                fleet.world.now_s + _LOOK_EVERY_S,
+                over=lambda: fleet.coordinator.models.version > seen,
+            )
+            seen = fleet.coordinator.models.version
             reached_s = reached_at_s(
                 [
                     (row["closed_at"], msgspec.msgpack.decode(row["metrics"])["accuracy"])
@@ -143,6 +151,7 @@ def run(config: FederationConfig, devices: int, seed: int, target: float) -> Cou
             )
             / _HOUR_S,
             staleness=statistics.fmean(behind) if behind else 0.0,
+            phones=sum(classes[row.device].startswith("phone") for row in rows) / max(len(rows), 1),
             wall_s=time.monotonic() - started_s,
         )
     finally:
@@ -196,7 +205,7 @@ def line(course: Course) -> str:
         f"seed {course.seed}  {course.mode:5}  {when:>11}  {course.rounds:3} rounds"
         f"  {course.counted:5} of {course.trained:5} updates counted"
         f"  {course.training_h:6.1f} h of training  staleness {course.staleness:.2f}"
-        f"  ({course.wall_s:.0f} s)"
+        f"  phones {course.phones:4.0%}  ({course.wall_s:.0f} s)"
     )
 
 

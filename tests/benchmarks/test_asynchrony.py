@@ -34,7 +34,7 @@ def test_the_table_puts_the_modes_beside_each_other(monkeypatch: pytest.MonkeyPa
     def quickly(config: object, devices: int, seed: int, target: float) -> asynchrony.Course:
         mode = config.rounds.mode  # type: ignore[attr-defined] # a FederationConfig
         hours = None if seed == 2 else {"sync": 6.0, "async": 2.0}[mode]
-        return asynchrony.Course(mode, seed, hours, devices, 1, 1, target, 0.0, 0.0)
+        return asynchrony.Course(mode, seed, hours, devices, 1, 1, target, 0.0, 0.5, 0.0)
 
     monkeypatch.setattr(asynchrony, "run", quickly)
     told: list[asynchrony.Course] = []

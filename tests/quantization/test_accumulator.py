@@ -317,7 +317,7 @@ def test_discounted_updates_add_the_same_in_any_order_and_to_the_weighted_mean(
 def test_a_factor_of_one_changes_no_bit() -> None:
     schema = Schema((TensorSpec("w", (3,)),))
     payload = encode("raw", {"w": np.array([0.1, -2.0, 3.3], np.float32)}, schema, seed=0)
-    plain, discounted = (Accumulator(schema, weight_cap=9, updates_max=4) for _ in range(2))
+    plain, discounted = (Accumulator(schema, weight_cap=9, updates_max=6) for _ in range(2))
     for weight in (7, 9, 1):
         plain.add(payload, weight)
         discounted.add(payload, weight, 1.0)
