@@ -123,7 +123,7 @@ def run(config: FederationConfig, devices: int, seed: int, target: float) -> Cou
         while not fleet.coordinator.finished and fleet.world.now_s < HOURS_MAX * _HOUR_S:
             fleet.world.run(
                 fleet.world.now_s + _LOOK_EVERY_S,
-                over=lambda: fleet.coordinator.models.version > seen,
+                over=lambda seen=seen: fleet.coordinator.models.version > seen,  # type: ignore[misc] # bound at once
             )
             seen = fleet.coordinator.models.version
             reached_s = reached_at_s(
