@@ -177,6 +177,11 @@ class Conductor:
         return now_s < opened.deadline_at_s
 
     @property
+    def waits_for_somebody_new(self) -> bool:
+        """Whether nothing goes on before a device comes that can be invited."""
+        return not self.is_open or (self._fills_buffer and not self.round.flights)
+
+    @property
     def late_word(self) -> str:
         """What an update is settled with that cannot be taken any more."""
         return TOO_STALE if self.is_open and self._fills_buffer else ROUND_CLOSED

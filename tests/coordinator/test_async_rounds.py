@@ -1,18 +1,21 @@
 """Asynchronous rounds through the whole coordinator, with the real devices and a real store."""
 
 import random
+import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coordinator.config import Rounds
-from coordinator.signals import FlightEnded, RoundInvited, UpdateStored
+from coordinator.signals import FlightEnded, RoundInvited, RoundOpened, UpdateStored
 from coordinator.store import Store
+from coordinator.store._schema import MIGRATIONS
 from edge_sdk.session import Phase
 from fleet import StubCrypto
 from quantization import Accumulator
 from tests.support.loopback import Loopback
-from wire import frames
+from wire import Plan, frames
 from wire.messages import Settled
 
 ROUNDS = Rounds(mode="async", count=4, cohort=3, quorum=0.5, over_select=1.5, deadline_s=60.0)
@@ -267,4 +270,30 @@ def test_flights_are_those_that_can_still_come_to_something(tmp_path: Path) -> N
     assert store.invited_at(2) == {"works": 20.0, "gone": 40.0}
     assert store.devices_heard(1) == {"done"}
     assert [row.device for row in store.updates(2)] == ["done"]
+    store.close()
+
+
+def test_a_file_of_the_first_schema_has_its_updates_where_they_were_collected(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store.db"
+    old = sqlite3.connect(path)
+    old.executescript(MIGRATIONS[0])
+    old.execute(
+        "INSERT INTO updates VALUES (?, 'd1', 3, 2, 10, 10, 3, ?, ?, 1.0, NULL, NULL, NULL)",
+        (b"u" * 16, bytes(32), msgspec.msgpack.encode({})),
+    )
+    record = RoundOpened(3, 2, bytes(32), Plan(), "raw", 3, 2, {"d1": 7}, 0.0, 60.0, 1_000, 1_000)
+    fields = {name: getattr(record, name) for name in record.__struct_fields__[:12]}
+    old.execute(
+        "INSERT INTO rounds (round, record, opened_at) VALUES (3, ?, 0.0)",
+        (msgspec.msgpack.encode(fields),),
+    )
+    old.execute("PRAGMA user_version=1")
+    old.commit()
+    old.close()
+    store = Store(path)
+    assert store.unfinished_round() is not None
+    opened, (update,) = store.unfinished_round() or (record, ())
+    assert (opened, update.collected_in) == (record, 3)
     store.close()

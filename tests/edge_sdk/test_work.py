@@ -277,7 +277,7 @@ def test_an_evaluation_measures_the_version_with_what_is_personal_here() -> None
     assert done.examples_seen == 2
 
 
-def raises(error: BaseException) -> Callable[[Model, Stop], EvalResult]:
+def judge_raises(error: BaseException) -> Callable[[Model, Stop], EvalResult]:
     def judge(_model: Model, _stop: Stop) -> EvalResult:
         raise error
 
@@ -289,10 +289,10 @@ def raises(error: BaseException) -> Callable[[Model, Stop], EvalResult]:
     [
         (lambda _m, _s: EvalResult(0.5, 0), "no_examples"),
         (lambda _m, _s: EvalResult(float("inf"), 4), "not_finite"),
-        (raises(ValueError("boom")), "trainer_failed"),
-        (raises(SystemExit(1)), "trainer_failed"),
-        (raises(MemoryError()), "out_of_memory"),
-        (raises(TrainingStoppedError("stop")), "stopped"),
+        (judge_raises(ValueError("boom")), "trainer_failed"),
+        (judge_raises(SystemExit(1)), "trainer_failed"),
+        (judge_raises(MemoryError()), "out_of_memory"),
+        (judge_raises(TrainingStoppedError("stop")), "stopped"),
     ],
 )
 def test_an_evaluation_that_fails_says_why(
