@@ -15,8 +15,6 @@ from coordinator.store import DiskFullError, Store
 
 # What may wait in memory before it is written, however many frames follow.
 BURST_BYTES_MAX: Final = 4_194_304
-# What an update is settled with that came when its round had all it needed.
-ROUND_CLOSED: Final = "round_closed"
 
 
 class Burst:
@@ -102,5 +100,6 @@ class Burst:
             self._rounds.take(update, payload, now_s)
             return
         if self._store.update(update.update_id) is None:
-            self._store.refuse_update(update, ROUND_CLOSED, now_s)
+            self._store.refuse_update(update, self._rounds.late_word, now_s)
+            self._rounds.note_refused(update.device, update.round)
         self._tell(update.device, update.update_id)

@@ -13,10 +13,12 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from coordinator import buffer
 from coordinator import round as rounds
 from coordinator.aggregation import RoundAggregation
 from coordinator.config import FederationConfig
 from coordinator.epochs import Numbering
+from coordinator.evaluating import EVALUATION_OVER, Evaluations
 from coordinator.evaluation import Evaluator, evaluate, pooled_metrics
 from coordinator.headroom import Headroom
 from coordinator.leases import Leases
@@ -26,15 +28,18 @@ from coordinator.quarantine import QUARANTINED, Quarantine
 from coordinator.retention import Keeper
 from coordinator.signals import (
     Accepted,
+    Chosen,
     ClockSet,
     Commit,
     Committed,
     DeviceAsks,
+    FlightEnded,
     InviteeLost,
     Open,
     Rejected,
     Resume,
     RoundAbandoned,
+    RoundInvited,
     RoundOpened,
     UpdateArrived,
     UpdateSettled,
@@ -55,7 +60,7 @@ from wire import (
     Woke,
     chunk_bytes_for,
 )
-from wire.messages import Message, Settled
+from wire.messages import EvaluationReport, Message, Settled
 
 PLAN_AGAIN: Final = "plan_again"
 # Check-ins come in bursts; one look at the leases serves for all of a moment.
@@ -66,8 +71,12 @@ DISK_AGAIN: Final = "disk_again"
 DISK_AGAIN_S: Final = 5.0
 LET_GO: Final = "let_go"
 LET_GO_AGAIN_S: Final = 1.0
+# What an update is settled with that came when its round had all it needed, or too late for any.
+ROUND_CLOSED: Final = "round_closed"
+TOO_STALE: Final = "too_stale"
 _SEED_MASK: Final = 2**53 - 1
 _PAUSED: Final = "paused"
+_ALL: Final = 1 << 30
 
 _OPEN_PHASES: Final = (rounds.Phase.INVITING, rounds.Phase.COLLECTING, rounds.Phase.CLOSING)
 
@@ -85,6 +94,7 @@ class Conductor:
         observe: told every `Report`.
         count_incident: told of every update that was rejected.
         traffic: (sent, received) bytes so far.
+        understands: whether a device speaks a version of the protocol that has evaluations.
         run_over: called when every round is closed, also after a restart.
         needed_versions: whose whole tensors stay when there is a new one.
         headroom: whether there is room on the disk.
@@ -106,6 +116,7 @@ class Conductor:
         observe: Callable[[Report], None],
         count_incident: Callable[[str, RemoteProtocolError], None],
         traffic: Callable[[], tuple[int, int]],
+        understands: Callable[[str], bool],
         run_over: Callable[[float], None],
         needed_versions: Callable[[], frozenset[int]],
         headroom: Headroom,
@@ -145,6 +156,14 @@ class Conductor:
             first_gathering=first_gathering,
             gathering_until_s=gathering_until_s,
         )
+        self.evaluations = Evaluations(
+            config=config,
+            store=store,
+            leases=leases,
+            understands=understands,
+            publish=publish,
+            observe=observe,
+        )
         self.quarantine = Quarantine(
             store,
             strikes_max=config.aggregation.strikes_max,
@@ -161,26 +180,78 @@ class Conductor:
         self._release_waits = False
         self._traffic_before = (0, 0)
         self._declines: dict[str, str] = {}
+        # Of an open buffer: when each device was invited to it, and whose update for it is decided.
+        self._invited_at: dict[str, float] = {}
+        self._heard: set[str] = set()
 
     @property
     def is_open(self) -> bool:
         """Whether a round is under way."""
         return self.round.phase in _OPEN_PHASES
 
+    @property
+    def _fills_buffer(self) -> bool:
+        """Whether the round that is open, or was last, is asynchronous."""
+        return self.round.opened is not None and self.round.opened.mode == "async"
+
+    def waits_for(self, device: str, round_number: int = 0) -> bool:
+        """Whether a device is invited and has not delivered; to a certain round, if not 0."""
+        opened = self.round.opened
+        if opened is None or not self.is_open:
+            return False
+        if self._fills_buffer:
+            flight = self.round.flights.get(device)
+            return flight is not None and round_number in (0, flight.round)
+        return device in self.round.waiting_for and round_number in (0, opened.round)
+
     def may_still_train(self, device: str, now_s: float) -> bool:
         """Whether the open round waits for a device, and has time left for it to begin."""
         opened = self.round.opened
-        return (
-            self.is_open
-            and opened is not None
-            and device in self.round.waiting_for
-            and now_s < opened.deadline_at_s
+        if opened is None or not self.waits_for(device, opened.round):
+            return False
+        if self._fills_buffer:
+            return now_s < self.round.flights[device].until_s
+        return now_s < opened.deadline_at_s
+
+    @property
+    def waits_for_somebody_new(self) -> bool:
+        """Whether nothing goes on before a device comes that can be invited."""
+        return not self.is_open or (self._fills_buffer and not self.round.flights)
+
+    @property
+    def late_word(self) -> str:
+        """What an update is settled with that cannot be taken any more."""
+        return TOO_STALE if self.is_open and self._fills_buffer else ROUND_CLOSED
+
+    def why_late(self, opened: RoundOpened) -> str | None:
+        """Why an update for this round is not taken any more; None if it is."""
+        current = self.round.opened
+        if current is None or not self.is_open:
+            return ROUND_CLOSED
+        staleness = current.base_version - opened.base_version
+        in_time = opened.round == current.round or (
+            self._fills_buffer and 0 <= staleness <= current.staleness_max
         )
+        return None if in_time else self.late_word
+
+    def taken(self, round_number: int) -> RoundOpened | None:
+        """The round of this number, if its updates are taken now."""
+        current = self.round.opened
+        if current is None or round_number == current.round:
+            return current if self.is_open else None
+        earlier = self._store.round_opened(round_number) if self._fills_buffer else None
+        return None if earlier is None or self.why_late(earlier) else earlier
+
+    def note_refused(self, device: str, round_number: int) -> None:
+        """A device's update for a round is settled without being taken."""
+        if self.round.opened is not None and round_number == self.round.opened.round:
+            self._heard.add(device)
 
     @property
     def finished(self) -> bool:
-        """Whether every round of the federation is closed."""
-        return not self.is_open and self._all_done and not self._release_waits
+        """Whether every round of the federation is closed, and its last model measured."""
+        over = not self.is_open and self._all_done and not self._release_waits
+        return over and not self.evaluations.is_open
 
     @property
     def _all_done(self) -> bool:
@@ -201,7 +272,10 @@ class Conductor:
             self._begin(opened)
             self._declines = self._store.declines(opened.round)
             heard = {row.device for row in self._store.updates(opened.round)} | set(self._declines)
-            self.step(Resume(opened, stored, frozenset(heard)), now_s)
+            flights = self._store.flights(now_s)
+            self._invited_at = self._store.invited_at(opened.round)
+            self._heard = self._store.devices_heard(opened.round)
+            self.step(Resume(opened, stored, frozenset(heard), flights), now_s)
         last = self._store.round(self._last_round)
         if last is not None:
             self.planner.round_opened(last["opened_at"])
@@ -216,12 +290,16 @@ class Conductor:
                 self._go_on(now_s)
             case "let_go":
                 self._let_go(now_s)
+            case "evaluation_over":
+                self.evaluations.close()
+                self.plan_soon(now_s)
             case _:
                 self.step(Woke(timer), now_s)
 
     def plan_soon(self, now_s: float) -> None:
-        """Somebody is there who was not before: look whether a round can open."""
-        if not self.is_open:
+        """Somebody is there who was not before: look whether somebody can be invited."""
+        has_room = self.is_open and self._fills_buffer and buffer.room(self.round)
+        if not self.is_open or has_room or self.evaluations.wants:
             at_s = max(now_s + PLAN_AFTER_S, self.planner.earliest_s(now_s))
             self.timers[PLAN_AGAIN] = min(self.timers.get(PLAN_AGAIN, at_s), at_s)
 
@@ -242,11 +320,9 @@ class Conductor:
 
     def expects(self, update: UpdateStored) -> bool:
         """Whether the open round has a use for a whole update; else it is late, or here already."""
-        opened = self.round.opened
         return (
             self.is_open
-            and opened is not None
-            and update.round == opened.round
+            and self.taken(update.round) is not None
             and update.update_id not in self.round.updates
         )
 
@@ -255,8 +331,11 @@ class Conductor:
 
         A restart between the two finds them on disk, as after the `Persist` of each, and resumes
         the round with them. When the transaction fails, `take` writes each for itself, and what
-        fails then says why.
+        fails then says why. In a buffer each is written for itself: one of them may fill it, and
+        the next belongs to another.
         """
+        if self._fills_buffer:
+            return
         fresh = [(update, payload) for update, payload in arrived if self.expects(update)]
         try:
             with self._store.transaction():
@@ -273,6 +352,8 @@ class Conductor:
             DiskFullError: there is no room for it; nothing of it is kept.
         """
         self._payloads[update.update_id] = payload
+        collected_in = rounds.opened_of(self.round).round
+        update = msgspec.structs.replace(update, collected_in=collected_in)
         try:
             self.step(UpdateArrived(update), now_s)
         finally:
@@ -287,11 +368,20 @@ class Conductor:
                 self._store.note_declines(self.round.opened.round, self._declines)
         self.step(InviteeLost(device, reason), now_s)
 
+    def take_report(self, device: str, report: EvaluationReport, now_s: float) -> None:
+        """Enter what a device measured; see `Evaluations.take` for what is raised."""
+        self.evaluations.take(device, report, now_s)
+        if not self.evaluations.is_open:
+            self.timers.pop(EVALUATION_OVER, None)
+            self.plan_soon(now_s)
+
     def on_clock_step(self, by_s: float, now_s: float) -> None:
         """Somebody has set the clock: what was to happen in a while still does."""
         self.timers = {timer: at_s + by_s for timer, at_s in self.timers.items()}
+        self._invited_at = {device: at_s + by_s for device, at_s in self._invited_at.items()}
         self.planner.on_clock_step(by_s)
         self.quarantine.on_clock_step(by_s)
+        self.evaluations.on_clock_step(by_s)
         if self.is_open:
             self.step(ClockSet(by_s), now_s)
 
@@ -323,11 +413,30 @@ class Conductor:
         finally:
             # Whatever ended a step in the middle, the next one starts from its own event.
             self._events.clear()
+        if self._fills_buffer:
+            self._keep_collecting(now_s)
+
+    @staticmethod
+    def _is_async(event: object) -> bool:
+        return isinstance(event, Open | Resume) and event.opened.mode == "async"
+
+    def _keep_collecting(self, now_s: float) -> None:
+        """There is always an open buffer, so that no update comes in vain; its room is used.
+
+        Where something has to be seen to before, the next plan does that and opens it.
+        """
+        if self.is_open:
+            self.plan_soon(now_s)
+            return
+        held_up = self._all_done or self.paused or self._next_config is not None
+        if self._config.rounds.mode == "async" and not held_up and self._headroom.has_room(0):
+            self._open_buffer(self._numbering.next_round(self._last_round), now_s)
 
     def _advance(self, event: object, now_s: float) -> None:
         before = self.round
         try:
-            self.round, effects = rounds.advance(self.round, event, now_s)
+            machine = buffer if self._fills_buffer or self._is_async(event) else rounds
+            self.round, effects = machine.advance(self.round, event, now_s)
         except LocalProtocolError as error:
             self._observe(Report("unexpected", str(error)))
             return
@@ -395,30 +504,42 @@ class Conductor:
     def _plan(self, now_s: float) -> None:
         """Open the next round as soon as enough eligible devices are there to be chosen from."""
         if self.is_open:
+            self._invite_more(now_s)
+            self._ask_evaluators(now_s)
             return
-        try:
-            self._apply()
-            self._release_waits = self._all_done
-            if self._all_done:
-                self._run_over(now_s)
-                self._release_waits = False
-                return
-        except DiskFullError:
-            self._headroom.ran_out()
-            self.timers[PLAN_AGAIN] = now_s + DISK_AGAIN_S
-            return
-        if self.paused:
+        if self._is_over(now_s) or self.paused:
             return  # whoever lets it go on asks again
         if not self.link_is_up and now_s >= self.planner.earliest_s(now_s):
             return  # whoever says that it is back asks again
         if not self._headroom.has_room(0):
             self.timers[PLAN_AGAIN] = now_s + DISK_AGAIN_S
             return
+        number = self._numbering.next_round(self._last_round)
+        if self._config.rounds.mode == "async":
+            self._open_buffer(number, now_s)
+            return
         verdict = self.planner.look(now_s)
         if verdict.again_at_s is not None:
             self.timers[PLAN_AGAIN] = verdict.again_at_s
         if verdict.open_now:
-            self._open(self._numbering.next_round(self._last_round), now_s)
+            self._open(number, now_s)
+            self._ask_evaluators(now_s)
+
+    def _is_over(self, now_s: float) -> bool:
+        """Put a new file in force; then whether there is nothing left to open, or no room to."""
+        try:
+            self._apply()
+            self._release_waits = self._all_done
+            if self._all_done:
+                self._ask_evaluators(now_s)
+                if not self.evaluations.is_open:
+                    self._run_over(now_s)
+                    self._release_waits = False
+        except DiskFullError:
+            self._headroom.ran_out()
+            self.timers[PLAN_AGAIN] = now_s + DISK_AGAIN_S
+            return True
+        return self._all_done
 
     def _open(self, number: int, now_s: float) -> None:
         config = self._config.rounds
@@ -426,21 +547,9 @@ class Conductor:
         chosen = self.planner.choose(
             number, self.planner.to_invite(), now_s=now_s, deadline_at_s=deadline_at_s
         )
-        cohort = min(config.cohort, len(chosen))
-        opened = RoundOpened(
-            round=number,
-            base_version=self._models.version,
-            base_digest=self._models.digest,
-            plan=self._config.plan((self._seed * 1_000_003 + number) & _SEED_MASK),
-            codec=self._config.uplink_spec(cohort),
-            cohort=cohort,
-            needed=config.needed,
+        opened = msgspec.structs.replace(
+            self._round_from(number, now_s, deadline_at_s, min(config.cohort, len(chosen))),
             invited={lease.device: lease.check_in for lease in chosen},
-            opened_at_s=now_s,
-            deadline_at_s=deadline_at_s,
-            chunk_bytes_max=self.chunk_bytes_max,
-            weight_cap=self._config.aggregation.weight_cap,
-            aggregation=self._config.aggregation.plan(),
         )
         self._begin(opened)
         try:
@@ -452,11 +561,94 @@ class Conductor:
             self._leases.end(lease.device)
         self.planner.round_opened(now_s)
 
+    def _open_buffer(self, number: int, now_s: float) -> None:
+        """Open an asynchronous round: whoever is at work for an earlier one may fill it, too."""
+        config = self._config.rounds
+        deadline_at_s = now_s + self.planner.deadline_s()
+        flights = self.round.flights if self._fills_buffer else self._store.flights(now_s)
+        opened = msgspec.structs.replace(
+            self._round_from(number, now_s, deadline_at_s, config.cohort),
+            mode="async",
+            concurrency=self.planner.to_invite(),
+            staleness_max=config.staleness_max,
+        )
+        self._begin(opened)
+        try:
+            self.step(Open(opened, flights), now_s)
+        except DiskFullError:
+            self.timers[PLAN_AGAIN] = now_s + DISK_AGAIN_S
+            return
+        self.planner.round_opened(now_s)
+
+    def _invite_more(self, now_s: float) -> None:
+        """Fill the room of an open buffer with devices that are there and can still join it.
+
+        A device joins a buffer once. Whom nothing came of gets another try when the time of the
+        first is over; those who had none go first.
+        """
+        if not self._fills_buffer or not self.link_is_up:
+            return
+        room, opened = buffer.room(self.round), rounds.opened_of(self.round)
+        earliest_s = self.planner.earliest_s(now_s)
+        if not room or now_s < earliest_s:
+            if room:
+                self.timers[PLAN_AGAIN] = earliest_s
+            return
+        whole_s = rounds.whole_s(opened)
+        ranked = [
+            lease
+            for lease in self.planner.choose(
+                opened.round, _ALL, now_s=now_s, deadline_at_s=now_s + whole_s
+            )
+            if lease.device not in self._heard and not self.waits_for(lease.device)
+        ]
+        new = [lease for lease in ranked if lease.device not in self._invited_at]
+        again = [
+            lease
+            for lease in ranked
+            if lease.device in self._invited_at
+            and now_s >= self._invited_at[lease.device] + whole_s
+        ]
+        chosen = {lease.device: lease.check_in for lease in (new + again)[:room]}
+        for device in chosen:
+            self._leases.end(device)
+            self._declines.pop(device, None)
+        if chosen:
+            self.step(Chosen(chosen), now_s)
+
+    def _ask_evaluators(self, now_s: float) -> None:
+        """Whoever is left over when training has had its choice may be asked to evaluate."""
+        if self.evaluations.wants and self.link_is_up:
+            self.evaluations.ask(self.planner.eligible(now_s), now_s)
+
+    def _round_from(
+        self, number: int, now_s: float, deadline_at_s: float, cohort: int
+    ) -> RoundOpened:
+        """What rounds of both modes begin with: the newest version, and the file as it is now."""
+        config = self._config.rounds
+        return RoundOpened(
+            round=number,
+            base_version=self._models.version,
+            base_digest=self._models.digest,
+            plan=self._config.plan((self._seed * 1_000_003 + number) & _SEED_MASK),
+            codec=self._config.uplink_spec(cohort),
+            cohort=cohort,
+            needed=config.needed,
+            invited={},
+            opened_at_s=now_s,
+            deadline_at_s=deadline_at_s,
+            chunk_bytes_max=self.chunk_bytes_max,
+            weight_cap=self._config.aggregation.weight_cap,
+            aggregation=self._config.aggregation.plan(),
+        )
+
     def _begin(self, opened: RoundOpened) -> None:
         self.round = rounds.RoundState()
         self._traffic_before = self._traffic()
         self._declines = {}
         self._offences = {}
+        self._invited_at = {}
+        self._heard = set()
         self._aggregation = RoundAggregation(self._models.schema, opened, self._models.memory)
 
     # -- effects -----------------------------------------------------------------------------
@@ -487,9 +679,16 @@ class Conductor:
             case RoundOpened():
                 self._store.open_round(record)
                 self._last_round = record.round
+            case RoundInvited():
+                self._store.note_invited(record)
+                self._invited_at |= dict.fromkeys(record.invited, record.invited_at_s)
+            case FlightEnded():
+                self._store.end_flight(record)
             case UpdateStored():
                 if record.update_id not in self._kept:
                     self._store.store_update(record, self._payloads[record.update_id])
+                if self.round.opened is not None and record.round == self.round.opened.round:
+                    self._heard.add(record.device)
             case UpdateSettled():
                 self._settle(record)
             case RoundAbandoned():
@@ -506,7 +705,13 @@ class Conductor:
             return Rejected(effect.update_id, QUARANTINED)
         payload = self._payload(effect.update_id)
         try:
-            self._aggregation.accept(effect.update_id, effect.device, effect.weight, payload)
+            self._aggregation.accept(
+                effect.update_id,
+                effect.device,
+                effect.weight,
+                payload,
+                factor=buffer.staleness_factor(effect.staleness),
+            )
         except RemoteProtocolError as error:
             self._count_incident(effect.device, error)
             self._offences[effect.update_id] = error.reason
@@ -544,10 +749,16 @@ class Conductor:
             kept_out = self.quarantine.score(outcome.scores, effect.round, now_s)
         self._models.adopt(commit, state)
         self._aggregation = None
-        self.planner.round_committed([self.round.owners[key] for key in effect.accepted])
+        trained = [self.round.owners[key] for key in effect.accepted]
+        self.planner.round_committed(trained)
         for device, why in kept_out:
             self._keep_out(device, why)
         self._after_commit(effect.round, now_s)
+        last = self._numbering.rounds_done(effect.round) >= self._config.rounds.count
+        # One that is under way goes on; only the last model is worth ending it early.
+        if self.evaluations.due(commit.version) and (last or not self.evaluations.is_open):
+            self.evaluations.begin(effect.round, commit.version, commit.digest, trained, now_s)
+            self.timers[EVALUATION_OVER] = self.evaluations.over_at_s
         return Committed(commit.version, commit.digest)
 
     def _payload(self, update_id: bytes) -> bytes:
@@ -562,7 +773,7 @@ class Conductor:
                 self._observe(Report("evaluation_failed", f"{type(error).__name__}: {error}"))
                 metrics = {}
             with self._headroom.or_not():
-                self._store.note_round(round_number, metrics)
+                self._store.note_round(round_number, metrics, "test")
         else:
             with self._headroom.or_not():
                 self._note_holdouts(round_number)
@@ -570,16 +781,19 @@ class Conductor:
         self.timers[PLAN_AGAIN] = now_s
 
     def _note_holdouts(self, round_number: int) -> None:
-        """Devices measured the base model on their hold-outs: that is the round before.
+        """Devices measured their base on their hold-outs: that is the round before theirs.
 
         If that one was abandoned the base is an older version, whose figures these are.
         """
-        pooled = pooled_metrics(self._store.update_metrics(round_number))
-        base = None if self.round.opened is None else self.round.opened.base_version
-        if round_number > 1:
-            self._store.note_round(round_number - 1, pooled, version=base)
-        elif base is not None:
-            self._store.note_version(base, pooled)
+        invited_to = {row.round for row in self._store.updates(round_number) if row.counted}
+        for number in sorted(invited_to):
+            pooled = pooled_metrics(self._store.update_metrics(number))
+            opened = self._store.round_opened(number)
+            base = None if opened is None else opened.base_version
+            if number > 1:
+                self._store.note_round(number - 1, pooled, version=base)
+            elif base is not None:
+                self._store.note_version(base, pooled)
 
     def _note_course(self, round_number: int) -> None:
         """What a report wants to know of a round that is over."""

@@ -31,7 +31,7 @@ class Federation(Struct, frozen=True, forbid_unknown_fields=True):
 class Rounds(Struct, frozen=True, forbid_unknown_fields=True):
     """[rounds]: how many, with how many devices, for how long, and what each device does."""
 
-    mode: Literal["sync"] = "sync"
+    mode: Literal["sync", "async"] = "sync"
     count: Count = 30
     cohort: Annotated[int, Meta(ge=1, le=limits.UPDATES_PER_ROUND_MAX)] = 20
     over_select: Annotated[float, Meta(ge=1.0, le=10.0)] = 1.3
@@ -41,6 +41,14 @@ class Rounds(Struct, frozen=True, forbid_unknown_fields=True):
     local_epochs: Annotated[int, Meta(ge=1, le=limits.EPOCHS_MAX)] = 1
     batch: Annotated[int, Meta(ge=1, le=limits.BATCH_MAX)] = 10
     learning_rate: Annotated[float, Meta(gt=0.0, le=1e6)] = 0.1
+    staleness_max: Annotated[int, Meta(ge=0, le=1_000)] = 10
+    evaluate_every: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    evaluate_cohort: Annotated[int, Meta(ge=1, le=limits.UPDATES_PER_ROUND_MAX)] = 20
+
+    @property
+    def evaluations_needed(self) -> int:
+        """Reports without which an evaluation says nothing: ceil(quorum * evaluate_cohort)."""
+        return math.ceil(round(self.quorum * self.evaluate_cohort, 9))
 
     @property
     def needed(self) -> int:

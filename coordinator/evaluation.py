@@ -1,6 +1,7 @@
 """How good a version is: on the task's own test data, or on what devices measured themselves."""
 
 import math
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -70,6 +71,25 @@ def pooled_metrics(measured: Sequence[tuple[int, dict[str, float]]]) -> dict[str
             )
             for _, m in measured
             if m.get("base_examples", 0.0) > 0.0 and f"base_{name}" in m
+        ]
+        total = sum(weight for weight, _ in figures)
+        if total > 0.0:
+            pooled[name] = sum(weight * value for weight, value in figures) / total
+    return pooled
+
+
+def pooled_evaluations(reports: Sequence[sqlite3.Row]) -> dict[str, float]:
+    """What devices measured of a version in an evaluation round, weighted by examples.
+
+    A hold-out weighs no more than `HOLDOUT_WEIGHT_MAX` examples; figures were bounded when they
+    were written down.
+    """
+    pooled: dict[str, float] = {}
+    for name in ("accuracy", "loss"):
+        figures = [
+            (min(float(row["num_examples"]), HOLDOUT_WEIGHT_MAX), float(row[name]))
+            for row in reports
+            if row[name] is not None
         ]
         total = sum(weight for weight, _ in figures)
         if total > 0.0:

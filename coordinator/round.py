@@ -34,6 +34,7 @@ from coordinator.signals import (
     Commit,
     Committed,
     DeviceAsks,
+    Flight,
     InviteeLost,
     Open,
     Rejected,
@@ -81,7 +82,8 @@ class UpdateState(Enum):
 class RoundState:
     """All that a round remembers; frozen, a step returns the next one.
 
-    `owners` maps update id to device. Maps are never changed in place.
+    `owners` maps update id to device. Maps are never changed in place. The last two fields are a
+    buffer's (`coordinator.buffer`): who is at work, by device, and whether its deadline has passed.
     """
 
     phase: Phase = Phase.PLANNED
@@ -92,6 +94,8 @@ class RoundState:
     )
     owners: MappingProxyType[bytes, str] = field(default_factory=lambda: MappingProxyType({}))
     reasons: MappingProxyType[bytes, str] = field(default_factory=lambda: MappingProxyType({}))
+    flights: MappingProxyType[str, Flight] = field(default_factory=lambda: MappingProxyType({}))
+    overdue: bool = False
 
     @property
     def accepted(self) -> tuple[bytes, ...]:
@@ -117,15 +121,17 @@ def advance(state: RoundState, event: object, now_s: float) -> Step:
 # -- pieces that actions share -------------------------------------------------------------------
 
 
-def _opened(state: RoundState) -> RoundOpened:
+def opened_of(state: RoundState) -> RoundOpened:
+    """The round's record; an error in a driver that has not opened it."""
     if state.opened is None:
         raise LocalProtocolError("the round has not been opened")
     return state.opened
 
 
-def _with_update(
+def with_update(
     state: RoundState, update_id: bytes, became: UpdateState, reason: str = ""
 ) -> RoundState:
+    """The state with one update's decision changed."""
     updates = MappingProxyType({**state.updates, update_id: became})
     if not reason:
         return replace(state, updates=updates)
@@ -134,12 +140,13 @@ def _with_update(
     )
 
 
-def _whole_s(opened: RoundOpened) -> float:
+def whole_s(opened: RoundOpened) -> float:
     """How long the round was to be, in seconds."""
     return opened.deadline_at_s - opened.opened_at_s
 
 
-def _invite(opened: RoundOpened, device: str, check_in: int, now_s: float) -> Publish:
+def invite(opened: RoundOpened, device: str, check_in: int, left_s: float) -> Publish:
+    """Ask a device that has `left_s` seconds."""
     message = Invite(
         check_in=check_in,
         round=opened.round,
@@ -148,7 +155,7 @@ def _invite(opened: RoundOpened, device: str, check_in: int, now_s: float) -> Pu
         plan=opened.plan,
         codec=opened.codec,
         # A clock that was set back must not promise a device more time than a round has.
-        deadline_s=min(max(opened.deadline_at_s - now_s, 0.001), _whole_s(opened)),
+        deadline_s=min(max(left_s, 0.001), whole_s(opened)),
         chunk_bytes_max=opened.chunk_bytes_max,
     )
     return Publish(message, device)
@@ -156,7 +163,7 @@ def _invite(opened: RoundOpened, device: str, check_in: int, now_s: float) -> Pu
 
 def _close_if_over(state: RoundState, now_s: float, *, deadline: bool = False) -> Step:
     """Rule 3, asked after every event that could end the round."""
-    opened = _opened(state)
+    opened = opened_of(state)
     accepted = len(state.accepted)
     full = accepted >= opened.cohort
     nobody_left = not state.waiting_for and not state.undecided
@@ -172,7 +179,7 @@ def _close_if_over(state: RoundState, now_s: float, *, deadline: bool = False) -
 
 
 def _abandon(state: RoundState, now_s: float, reason: str) -> Step:
-    opened = _opened(state)
+    opened = opened_of(state)
     open_ids = tuple(
         sorted(
             key
@@ -182,16 +189,17 @@ def _abandon(state: RoundState, now_s: float, reason: str) -> Step:
     )
     after = replace(state, phase=Phase.ABANDONED)
     for update_id in open_ids:
-        after = _with_update(after, update_id, UpdateState.NOT_COUNTED, "round_abandoned")
+        after = with_update(after, update_id, UpdateState.NOT_COUNTED, "round_abandoned")
     return after, (
         CancelWake(DEADLINE),
         Persist(RoundAbandoned(opened.round, open_ids, reason, now_s)),
         Report("round_abandoned", f"round {opened.round}: {reason}"),
-        *(_settlement(after, update_id) for update_id in open_ids),
+        *(settlement_of(after, update_id) for update_id in open_ids),
     )
 
 
-def _settlement(state: RoundState, update_id: bytes) -> Publish:
+def settlement_of(state: RoundState, update_id: bytes) -> Publish:
+    """What a device is told of its update's decision."""
     counted = state.updates[update_id] is UpdateState.COUNTED
     reason = COUNTED if counted else state.reasons.get(update_id, "round_closed")
     return Publish(Settled(update_id, counted, reason), state.owners[update_id])
@@ -209,16 +217,19 @@ def _open(state: RoundState, event: Open, now_s: float) -> Step:
         Persist(opened),
         WakeAt(DEADLINE, opened.deadline_at_s),
         Report("round_opened", f"round {opened.round}: {len(opened.invited)} invited"),
-        *(_invite(opened, device, check_in, now_s) for device, check_in in opened.invited.items()),
+        *(
+            invite(opened, device, check_in, opened.deadline_at_s - now_s)
+            for device, check_in in opened.invited.items()
+        ),
     )
 
 
-def _deadline_after_restart_s(opened: RoundOpened, now_s: float) -> float:
+def deadline_after_restart_s(opened: RoundOpened, now_s: float) -> float:
     """Late enough to hear who is waiting, and never later than a whole round from now.
 
     A gateway without a battery behind its clock may come back years before it went.
     """
-    latest_s = now_s + _whole_s(opened) + RESUME_GRACE_S
+    latest_s = now_s + whole_s(opened) + RESUME_GRACE_S
     return min(max(opened.deadline_at_s, now_s + RESUME_GRACE_S), latest_s)
 
 
@@ -236,7 +247,7 @@ def _resume(state: RoundState, event: Resume, now_s: float) -> Step:
     )
     # A deadline that passed while the gateway was down still leaves time to hear who is waiting.
     return after, (
-        WakeAt(DEADLINE, _deadline_after_restart_s(opened, now_s)),
+        WakeAt(DEADLINE, deadline_after_restart_s(opened, now_s)),
         Report("round_resumed", f"round {opened.round}: {len(event.stored)} updates on disk"),
         *(Validate(update.update_id, update.device, update.weight) for update in event.stored),
     )
@@ -245,9 +256,9 @@ def _resume(state: RoundState, event: Resume, now_s: float) -> Step:
 def _arrived(state: RoundState, event: UpdateArrived, _now_s: float) -> Step:
     update = event.update
     if update.update_id in state.updates:
-        return state, _again(state, update.update_id)
+        return state, said_again(state, update.update_id)
     after = replace(
-        _with_update(state, update.update_id, UpdateState.STORED),
+        with_update(state, update.update_id, UpdateState.STORED),
         phase=Phase.COLLECTING,
         waiting_for=state.waiting_for - {update.device},
         owners=MappingProxyType({**state.owners, update.update_id: update.device}),
@@ -259,29 +270,29 @@ def _arrived(state: RoundState, event: UpdateArrived, _now_s: float) -> Step:
     )
 
 
-def _again(state: RoundState, update_id: bytes) -> tuple[Effect, ...]:
+def said_again(state: RoundState, update_id: bytes) -> tuple[Effect, ...]:
     """What a device is told that sends what is stored already: what is true of it now."""
     receipt = Publish(Receipt(update_id), state.owners[update_id])
     if state.updates[update_id] in (UpdateState.STORED, UpdateState.ACCEPTED):
         return (receipt,)
-    return (receipt, _settlement(state, update_id))
+    return (receipt, settlement_of(state, update_id))
 
 
 def _accepted(state: RoundState, event: Accepted, now_s: float) -> Step:
     if state.updates.get(event.update_id) is not UpdateState.STORED:
         return state, ()
-    return _close_if_over(_with_update(state, event.update_id, UpdateState.ACCEPTED), now_s)
+    return _close_if_over(with_update(state, event.update_id, UpdateState.ACCEPTED), now_s)
 
 
 def _rejected(state: RoundState, event: Rejected, now_s: float) -> Step:
     if state.updates.get(event.update_id) is not UpdateState.STORED:
         return state, ()
-    after = _with_update(state, event.update_id, UpdateState.NOT_COUNTED, event.reason)
-    settled = UpdateSettled(event.update_id, _opened(state).round, event.reason, now_s)
+    after = with_update(state, event.update_id, UpdateState.NOT_COUNTED, event.reason)
+    settled = UpdateSettled(event.update_id, opened_of(state).round, event.reason, now_s)
     effects: tuple[Effect, ...] = (
         Persist(settled),
         Report("update_rejected", event.reason, state.owners[event.update_id]),
-        _settlement(after, event.update_id),
+        settlement_of(after, event.update_id),
     )
     after, more = _close_if_over(after, now_s)
     return after, effects + more
@@ -295,14 +306,16 @@ def _invitee_lost(state: RoundState, event: InviteeLost, now_s: float) -> Step:
 
 
 def _asks(state: RoundState, event: DeviceAsks, now_s: float) -> Step:
-    opened = _opened(state)
+    opened = opened_of(state)
     if event.device not in state.waiting_for:
         return state, ()
-    return state, (_invite(opened, event.device, event.check_in, now_s),)
+    left_s = opened.deadline_at_s - now_s
+    return state, (invite(opened, event.device, event.check_in, left_s),)
 
 
-def _clock_set(state: RoundState, event: ClockSet, _now_s: float) -> Step:
-    opened = _opened(state)
+def set_clock(state: RoundState, event: ClockSet, _now_s: float) -> Step:
+    """The deadline is as far away as it was."""
+    opened = opened_of(state)
     moved = msgspec.structs.replace(
         opened,
         opened_at_s=opened.opened_at_s + event.by_s,
@@ -321,15 +334,16 @@ def _late(state: RoundState, event: UpdateArrived, _now_s: float) -> Step:
     """A double of something decided is answered; a newcomer to a closing round is its driver's."""
     if event.update.update_id not in state.updates:
         raise LocalProtocolError("an update for a round that is closing is not its business")
-    return state, _again(state, event.update.update_id)
+    return state, said_again(state, event.update.update_id)
 
 
 def _ignore(state: RoundState, _event: object, _now_s: float) -> Step:
     return state, ()
 
 
-def _committed(state: RoundState, event: Committed, _now_s: float) -> Step:
-    opened = _opened(state)
+def committed(state: RoundState, event: Committed, _now_s: float) -> Step:
+    """The transaction is on disk: everybody is told."""
+    opened = opened_of(state)
     counted = state.accepted
     updates = {
         key: UpdateState.COUNTED if became is UpdateState.ACCEPTED else UpdateState.NOT_COUNTED
@@ -342,7 +356,7 @@ def _committed(state: RoundState, event: Committed, _now_s: float) -> Step:
             "round_committed",
             f"round {opened.round}: version {event.version} from {len(counted)} updates",
         ),
-        *(_settlement(after, update_id) for update_id in (*counted, *left)),
+        *(settlement_of(after, update_id) for update_id in (*counted, *left)),
     )
 
 
@@ -358,12 +372,13 @@ def _open_rows(here: Phase, over: tuple[Phase, ...]) -> dict[type, Rule[RoundSta
         UpdateArrived: Rule(_arrived, (_P.COLLECTING,)),
         InviteeLost: Rule(_invitee_lost, (here, *over)),
         DeviceAsks: Rule(_asks, (here,)),
-        ClockSet: Rule(_clock_set, (here,)),
+        ClockSet: Rule(set_clock, (here,)),
         Woke: Rule(_woke, (here, *over)),
     }
 
 
-def _closed_rows(phase: Phase) -> dict[type, Rule[RoundState]]:
+def closed_rows(phase: Phase) -> dict[type, Rule[RoundState]]:
+    """What phases do in which nothing is decided any more."""
     return {
         UpdateArrived: Rule(_late, (phase,)),
         Accepted: Rule(_ignore, (phase,)),
@@ -386,8 +401,8 @@ TABLE: Final[Table[RoundState]] = MappingProxyType(
             Accepted: Rule(_accepted, (_P.COLLECTING, *_OVER)),
             Rejected: Rule(_rejected, (_P.COLLECTING, *_OVER)),
         },
-        _P.CLOSING: _closed_rows(_P.CLOSING) | {Committed: Rule(_committed, (_P.COMMITTED,))},
-        _P.COMMITTED: _closed_rows(_P.COMMITTED),
-        _P.ABANDONED: _closed_rows(_P.ABANDONED),
+        _P.CLOSING: closed_rows(_P.CLOSING) | {Committed: Rule(committed, (_P.COMMITTED,))},
+        _P.COMMITTED: closed_rows(_P.COMMITTED),
+        _P.ABANDONED: closed_rows(_P.ABANDONED),
     }
 )

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from coordinator import quarantine
-from coordinator.burst import ROUND_CLOSED, Burst
+from coordinator.burst import Burst
 from coordinator.changes import check_changes, remember, remembered
 from coordinator.conductor import Conductor
 from coordinator.config import FederationConfig
@@ -60,6 +60,7 @@ from wire.messages import (
     ComeBackAt,
     Declined,
     EnrolRequest,
+    EvaluationReport,
     Failed,
     FetchRequest,
     Gone,
@@ -86,6 +87,7 @@ LEDGER_TRIMMED: Final = "ledger_trimmed"
 _ROUNDS_TOLD_AGAIN: Final = 2
 _BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
+_EVALUATES_SINCE_MINOR: Final = 1
 
 
 class Coordinator:
@@ -167,6 +169,7 @@ class Coordinator:
             observe=observe,
             count_incident=self.count_incident,
             traffic=lambda: (self.sent_bytes, self.received_bytes),
+            understands=lambda device: self._minors.get(device, 0) >= _EVALUATES_SINCE_MINOR,
             run_over=lambda now_s: self.releases.run_over(self.models.version, now_s),
             needed_versions=self.registry.needed_versions,
             headroom=self._headroom,
@@ -192,6 +195,8 @@ class Coordinator:
         self._new_check_ins: set[str] = set()
         self._boots_are_new = False
         self._floods = Floods()
+        # Which minor version of the protocol each device spoke when it last checked in.
+        self._minors: dict[str, int] = {}
         self._enrolment = Enrolment(store, keys, crypto, config.federation.name)
         largest = self.models.payload_bytes_max
         self._inbox = Inbox(largest, None if disk is None else disk(largest))
@@ -377,6 +382,8 @@ class Coordinator:
             if not isinstance(message, Chunk):
                 # Only what the device has signed counts: others cannot use up its allowance.
                 self._floods.check(device, now_s)
+            if isinstance(message, Available):
+                self._minors[device] = data[frames.MINOR_OFFSET]
             with self._headroom.or_not():
                 self._on_message(device, message, now_s)
         except RemoteProtocolError as error:
@@ -477,14 +484,22 @@ class Coordinator:
                 self._lost(device, message.reason, message.round, now_s)
             case Gone():
                 self.leases.end_since(device, message.check_in)
+            case Leave():
+                self.revoke(device, message.reason, now_s)
+            case _:
+                self._on_work(device, message, now_s)
+
+    def _on_work(self, device: str, message: Message, now_s: float) -> None:
+        """What a device says that is at work."""
+        match message:
             case FetchRequest():
                 self._downloads.serve(device, message, now_s)
+            case EvaluationReport():
+                self.rounds.take_report(device, message, now_s)
             case UpdateOffer():
                 self._offer(device, message, now_s)
             case Chunk():
                 self._chunk(device, message, now_s)
-            case Leave():
-                self.revoke(device, message.reason, now_s)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not expected from a device")
 
@@ -520,7 +535,8 @@ class Coordinator:
         if self.rounds.may_still_train(device, now_s):
             self.rounds.step(DeviceAsks(device, message.check_in), now_s)
             return
-        if self.rounds.is_open and device in self.rounds.round.waiting_for:
+        self.rounds.evaluations.lost(device)
+        if self.rounds.waits_for(device):
             # It has nothing sealed, or it would not check in, and its round is as good as over.
             self.rounds.lose(device, "deadline_passed", now_s)
         if self.finished:
@@ -549,12 +565,12 @@ class Coordinator:
     def _lost(self, device: str, reason: str, round_number: int, now_s: float) -> None:
         # This may end the round, and what has come before it is part of that.
         self._burst.settle(now_s)
-        if self.leases.end(device) or device in self.rounds.round.waiting_for:
+        self.rounds.evaluations.lost(device, round_number)
+        if self.leases.end(device) or self.rounds.waits_for(device):
             self._observe(Report("declined", reason, device))
-        current = self.rounds.round
-        if current.opened is None or not self.rounds.is_open:
+        if not self.rounds.is_open:
             self.rounds.plan_soon(now_s)
-        elif round_number in (0, current.opened.round) and device in current.waiting_for:
+        elif self.rounds.waits_for(device, round_number):
             self.rounds.lose(device, reason, now_s)
 
     def _offer(self, device: str, message: UpdateOffer, now_s: float) -> None:
@@ -577,8 +593,9 @@ class Coordinator:
         if self._is_known(device, message):
             return
         update = self._describe(device, message, now_s)
-        if self._is_late(device, message):
-            self._burst.refuse(update, ROUND_CLOSED, now_s)
+        late = self._why_late(device, message)
+        if late is not None:
+            self._burst.refuse(update, late, now_s)
             return
         refusal = self._why_not(device, message)
         if isinstance(refusal, StaleRoundError | NotInvitedError):
@@ -614,24 +631,27 @@ class Coordinator:
 
     def _say_refused(self, update: UpdateStored, reason: str) -> None:
         """Settle an update that is not taken."""
+        self.rounds.note_refused(update.device, update.round)
         self._publish(Settled(update.update_id, counted=False, reason=reason), update.device)
         self.leases.expect(update.device)
 
-    def _is_late(self, device: str, message: UpdateOffer) -> bool:
-        """Whether this is honest work that others were quicker with: nobody's fault."""
+    def _why_late(self, device: str, message: UpdateOffer) -> str | None:
+        """What to say to honest work that others were quicker with: nobody's fault."""
         if self.rounds.is_open and message.round == self.store.last_round():
-            return False
+            return None
         opened = self.store.round_opened(message.round)
-        return (
-            opened is not None
-            and device in opened.invited
-            and message.base_version == opened.base_version
-        )
+        if (
+            opened is None
+            or device not in opened.invited
+            or message.base_version != opened.base_version
+        ):
+            return None
+        return self.rounds.why_late(opened)
 
     def _why_not(self, device: str, message: UpdateOffer) -> RemoteProtocolError | None:
         """Why an offered update cannot be taken, before a byte of it is."""
-        opened = self.rounds.round.opened
-        if not self.rounds.is_open or opened is None or message.round != opened.round:
+        opened = self.rounds.taken(message.round)
+        if opened is None:
             return StaleRoundError(f"round {message.round} is not open")
         if device not in opened.invited:
             return NotInvitedError(f"was not invited to round {message.round}")
@@ -657,7 +677,15 @@ class Coordinator:
             payload_digest=message.payload_digest,
             metrics=dict(message.metrics),
             receipted_at_s=now_s,
+            collected_in=self._collected_in(message.round),
         )
+
+    def _collected_in(self, round_number: int) -> int:
+        """Where an update for this round is entered: the round that takes it, else its own."""
+        opened = self.rounds.round.opened
+        if opened is None or opened.mode == "sync" or not self.rounds.is_open:
+            return round_number
+        return opened.round
 
     def _chunk(self, device: str, message: Chunk, now_s: float) -> None:
         done = self._inbox.add(device, message)

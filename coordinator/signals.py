@@ -4,7 +4,8 @@ The device's half is `edge_sdk.signals`; events and effects that both sides know
 `wire.effects` and `wire.messages`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -39,6 +40,10 @@ class RoundOpened(msgspec.Struct, frozen=True):
 
     `invited` maps device to the check-in that its invitation answers, in the order of selection:
     who was asked least comes first. `deadline_at_s` is unix time.
+
+    In mode "async" the round is a buffer: `cohort` is its size, `invited` grows while it is open
+    (`RoundInvited`), at most `concurrency` devices work at once, and an update whose base is more
+    than `staleness_max` versions old is not taken.
     """
 
     round: int
@@ -54,10 +59,34 @@ class RoundOpened(msgspec.Struct, frozen=True):
     chunk_bytes_max: int
     weight_cap: int
     aggregation: AggregationPlan = AggregationPlan()
+    mode: str = "sync"
+    concurrency: int = 0
+    staleness_max: int = 0
+
+
+class RoundInvited(msgspec.Struct, frozen=True):
+    """More devices are invited to an open buffer, device -> check-in; times are unix time."""
+
+    round: int
+    invited: dict[str, int]
+    invited_at_s: float
+    deadline_at_s: float
+
+
+class FlightEnded(msgspec.Struct, frozen=True):
+    """An invited device has said that nothing will come of its invitation to a round."""
+
+    round: int
+    device: str
+    reason: str
 
 
 class UpdateStored(msgspec.Struct, frozen=True):
-    """An update's payload and its line in the ledger, stored together; receipted from here on."""
+    """An update's payload and its line in the ledger, stored together; receipted from here on.
+
+    `round` is the one that the device was invited to, `collected_in` the one that was open when the
+    update came, 0 for the same.
+    """
 
     update_id: bytes
     device: str
@@ -69,6 +98,7 @@ class UpdateStored(msgspec.Struct, frozen=True):
     payload_digest: bytes
     metrics: dict[str, float]
     receipted_at_s: float
+    collected_in: int = 0
 
 
 class UpdateSettled(msgspec.Struct, frozen=True):
@@ -94,11 +124,15 @@ class RoundAbandoned(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Validate(Effect):
-    """Decode and check a stored update, and add it to the sum; answer `Accepted` or `Rejected`."""
+    """Decode and check a stored update, and add it to the sum; answer `Accepted` or `Rejected`.
+
+    `staleness` is how many versions the model has moved on since the update's base.
+    """
 
     update_id: bytes
     device: str
     weight: int
+    staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +148,43 @@ class Commit(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class Flight:
+    """A device that is at work for a round, until it delivers, gives up, or `until_s` passes."""
+
+    round: int
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
-    """Begin: the plan is made, the cohort is chosen."""
+    """Begin: the plan is made, the cohort is chosen.
+
+    `flights` are the devices that are still at work for earlier rounds, by name.
+    """
 
     opened: RoundOpened
+    flights: Mapping[str, Flight] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """These devices may be invited to an open buffer, in this order: device -> check-in."""
+
+    check_ins: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
     """Go on after a restart: the stored round, and what was receipted but not settled.
 
-    `heard` are the devices that have sent something or have said that they cannot.
+    `heard` are the devices that have sent something or have said that they cannot; `flights` those
+    that are at work for a buffer.
     """
 
     opened: RoundOpened
     stored: tuple[UpdateStored, ...]
     heard: frozenset[str] = frozenset()
+    flights: Mapping[str, Flight] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from edge_sdk.driver import DeviceDriver
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import GATE_EVERY_S, Conditions, Policy, judge
 from edge_sdk.signals import GateClosed, GateOpened, TrainingFailed
-from edge_sdk.work import TrainingWork
+from edge_sdk.work import Work
 from wire import Report
 from wire.lock import InstanceLock
 
@@ -55,13 +55,13 @@ class Running:
         self._closing = threading.Event()
         self._training: threading.Thread | None = None
         self._leave_at_s: float | None = None
-        self._refused: list[TrainingWork] = []
+        self._refused: list[Work] = []
         self._conditions = conditions
         self._policy = policy
         self._gate_at_s = 0.0
         self._meter = DayMeter(journal, policy.bytes_per_day_max)
         self._gate: GateOpened | GateClosed | None = None
-        self._work: TrainingWork | None = None
+        self._work: Work | None = None
         self._down_said = ""
         self.observe = observe
 
@@ -99,8 +99,8 @@ class Running:
         """Send."""
         self.link.publish(topic, payload)
 
-    def start_work(self, work: TrainingWork) -> None:
-        """Train on a thread of its own."""
+    def start_work(self, work: Work) -> None:
+        """Train or evaluate on a thread of its own."""
         if self._training is not None and self._training.is_alive():
             # A trainer that does not look at `stop`: never two at once on one trainer.
             self._refused.append(work)

@@ -23,6 +23,7 @@ from edge_sdk.signals import (
     BaseHeld,
     BaseMissing,
     BaseReady,
+    Evaluate,
     Fetch,
     ForgetUpdate,
     GateClosed,
@@ -34,11 +35,17 @@ from edge_sdk.signals import (
     SendChunks,
     StopWork,
     Train,
-    Trained,
     TrainingFailed,
 )
 from edge_sdk.trainer import Model, Trainer, read_only
-from edge_sdk.work import RESIDUAL_ROUNDS_MAX, StartWork, TrainingWork
+from edge_sdk.work import (
+    RESIDUAL_ROUNDS_MAX,
+    EvaluationWork,
+    StartWork,
+    TrainingWork,
+    Work,
+    WorkDone,
+)
 from wire import (
     CancelWake,
     Crypto,
@@ -86,7 +93,7 @@ class DeviceDriver:
         signer: its key.
         crypto: the signature scheme.
         publish: sends (topic, payload) at QoS 1.
-        start_work: runs training somewhere and calls `work_done` on the driver's own thread.
+        start_work: runs work somewhere and calls `work_done` on the driver's own thread.
         observe: told every `Report`.
         device_class: a class of `device_profiles`, or "unknown".
     """
@@ -122,7 +129,7 @@ class DeviceDriver:
         self._up = Address(enrolment.federation, enrolment.device, "up")
         self._down = Address(enrolment.federation, enrolment.device, "down")
         self._first = {spec.name: manifest.tensors[spec.name] for spec in self.schema.tensors}
-        self._work: TrainingWork | None = None
+        self._work: Work | None = None
         self._trained: TrainingWork | None = None
         self._downloads: dict[int, Download] = {}
         self._adopting: Adopt | None = None
@@ -185,12 +192,12 @@ class DeviceDriver:
                 del self.timers[timer]
                 self._step(Woke(timer), now_s)
 
-    def work_done(self, work: TrainingWork, event: Trained | TrainingFailed, now_s: float) -> None:
-        """Training that `start_work` was given is over; what was stopped meanwhile is ignored."""
+    def work_done(self, work: Work, event: WorkDone, now_s: float) -> None:
+        """Work that `start_work` was given is over; what was stopped meanwhile is ignored."""
         if work is not self._work:
             return
         self._work = None
-        self._trained = work
+        self._trained = work if isinstance(work, TrainingWork) else None
         self._step(event, now_s)
         self._trained = None
 
@@ -280,6 +287,8 @@ class DeviceDriver:
                 self._fetch(effect.version, effect.digest)
             case Train():
                 self._train(effect, now_s)
+            case Evaluate():
+                self._evaluate(effect, now_s)
             case StopWork():
                 self._stop_work()
             case SendChunks():
@@ -405,6 +414,20 @@ class DeviceDriver:
             personal=self._shelf.personal(),
             residual=self._shelf.residual() if keeps else {},
             comes_often=fresh,
+            make_trainer=self._make_trainer,
+        )
+        self._start_work(self._work)
+
+    def _evaluate(self, effect: Evaluate, now_s: float) -> None:
+        base = self._load(effect.version)
+        if base is None:
+            self._step(TrainingFailed(effect.round, "base_lost"), now_s)
+            return
+        self._work = EvaluationWork(
+            order=effect,
+            manifest=self.manifest,
+            base=base,
+            personal=self._shelf.personal(),
             make_trainer=self._make_trainer,
         )
         self._start_work(self._work)

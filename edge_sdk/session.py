@@ -19,6 +19,8 @@ The rules:
    if it is bytes that are short.
 5. An invitation counts only if it answers a check-in of this boot, for a round later than any that
    this device has sealed: an old one that a broker kept cannot start work.
+6. Asked to evaluate, a device goes the same way to the base, measures it, reports and is `IDLE`
+   again. Nothing of that is durable, and what is interrupted is not done again.
 
 What not to do: no arrays here (ids, digests and sizes only), no clock (`now_s` comes in), no
 trust in a PUBACK. A message that the table does not expect is an `IllegalStepError`; the driver
@@ -38,6 +40,8 @@ from edge_sdk.signals import (
     BaseMissing,
     BaseReady,
     EnrolmentDone,
+    Evaluate,
+    Evaluated,
     Fetch,
     ForgetUpdate,
     GateClosed,
@@ -60,6 +64,8 @@ from wire.messages import (
     Available,
     ComeBackAt,
     Declined,
+    EvaluateInvite,
+    EvaluationReport,
     Failed,
     Invite,
     Receipt,
@@ -98,7 +104,7 @@ class Phase(Enum):
     INVITED = "invited"
     FETCHING = "fetching"
     TRAINING = "training"
-    EVALUATING = "evaluating"  # reserved with its message ids; no row leads here in protocol 1.0
+    EVALUATING = "evaluating"
     SEALED = "sealed"
     UPLOADING = "uploading"
     SETTLED = "settled"
@@ -115,7 +121,8 @@ class Session:
     """All that a device's session remembers; frozen, a step returns the next one.
 
     `held_version` is the newest model whose tensors are stored, `released_version` what the app
-    sees, -1 for none. `boot` grows with every start of the driver.
+    sees, -1 for none. `boot` grows with every start of the driver. `evaluated_version` is the
+    newest that this boot has taken to evaluate.
     """
 
     phase: Phase
@@ -133,10 +140,11 @@ class Session:
     gate: GateOpened | None = None
     gate_reason: str = "starting"
     check_ins: int = 0
-    invitation: Invite | None = None
+    invitation: Invite | EvaluateInvite | None = None
     sealed: SealedUpdate | None = None
     offers: int = 0
     receipted: bool = False
+    evaluated_version: int = -1
 
     @property
     def check_in(self) -> int:
@@ -349,12 +357,30 @@ def _come_back_uploading(s: Session, event: ComeBackAt, now_s: float) -> Step:
 
 
 def _invited(s: Session, event: Invite, now_s: float) -> Step:
+    if event.round <= s.last_round:
+        return s, (Report("invite_ignored", f"round {event.round} is not newer than the last"),)
+    said = Report("invited", f"round {event.round} on version {event.base_version}")
+    return _asked(s, event, now_s, said, LocateBase(event.base_version, event.base_digest))
+
+
+def _asked_to_evaluate(s: Session, event: EvaluateInvite, now_s: float) -> Step:
+    if event.version <= s.evaluated_version:
+        return s, (Report("invite_ignored", f"version {event.version} was evaluated already"),)
+    said = Report("asked_to_evaluate", f"version {event.version}")
+    after, effects = _asked(s, event, now_s, said, LocateBase(event.version, event.model_digest))
+    if after.invitation is not None:
+        after = replace(after, evaluated_version=event.version)
+    return after, effects
+
+
+def _asked(
+    s: Session, event: Invite | EvaluateInvite, now_s: float, said: Report, locate: LocateBase
+) -> Step:
+    """Take work, if it is meant for now and the gate is open."""
     if not s.boot << 32 < event.check_in <= s.check_in:
         return s, (
             Report("invite_ignored", f"round {event.round} answers another boot's check-in"),
         )
-    if event.round <= s.last_round:
-        return s, (Report("invite_ignored", f"round {event.round} is not newer than the last"),)
     if s.gate is None:
         refusal = Declined(check_in=s.check_in, round=event.round, reason=s.gate_reason)
         return replace(s, phase=Phase.DECLINED), (
@@ -365,19 +391,33 @@ def _invited(s: Session, event: Invite, now_s: float) -> Step:
     return replace(s, phase=Phase.INVITED, invitation=event), (
         CancelWake(CHECK_IN),
         WakeAt(DEADLINE, now_s + event.deadline_s),
-        Report("invited", f"round {event.round} on version {event.base_version}"),
-        LocateBase(event.base_version, event.base_digest),
+        said,
+        locate,
     )
 
 
-def _invitation(s: Session) -> Invite:
+def _invitation(s: Session) -> Invite | EvaluateInvite:
     if s.invitation is None:
         raise LocalProtocolError(f"{s.phase.name} without an invitation")
     return s.invitation
 
 
-def _train(s: Session) -> Step:
+def _wanted(s: Session) -> tuple[int, bytes]:
+    """The model that the work is about: version and digest."""
     invite = _invitation(s)
+    if isinstance(invite, Invite):
+        return invite.base_version, invite.base_digest
+    return invite.version, invite.model_digest
+
+
+def _begin(s: Session) -> Step:
+    """The model is here: do what was asked for."""
+    invite = _invitation(s)
+    if not isinstance(invite, Invite):
+        return replace(s, phase=Phase.EVALUATING), (
+            CancelWake(FETCH_AGAIN),
+            Evaluate(invite.round, invite.version, invite.plan),
+        )
     update_id = update_id_of(s.federation, invite.round, s.device)
     return replace(s, phase=Phase.TRAINING), (
         CancelWake(FETCH_AGAIN),
@@ -393,7 +433,7 @@ def _train(s: Session) -> Step:
 
 
 def _base_held(s: Session, _event: BaseHeld, _now_s: float) -> Step:
-    return _train(s)
+    return _begin(s)
 
 
 def _base_missing(s: Session, event: object, now_s: float) -> Step:
@@ -401,19 +441,19 @@ def _base_missing(s: Session, event: object, now_s: float) -> Step:
 
 
 def _fetch_again(s: Session, _event: object, now_s: float) -> Step:
-    invite = _invitation(s)
+    version, digest = _wanted(s)
     if not s.link:
         return s, ()
     return s, (
-        Fetch(invite.base_version, invite.base_digest),
+        Fetch(version, digest),
         WakeAt(FETCH_AGAIN, now_s + ANSWER_S_MIN),
     )
 
 
 def _base_ready(s: Session, event: BaseReady, _now_s: float) -> Step:
-    if event.version != _invitation(s).base_version:
+    if event.version != _wanted(s)[0]:
         return replace(s, held_version=max(s.held_version, event.version)), ()
-    return _train(replace(s, held_version=event.version))
+    return _begin(replace(s, held_version=event.version))
 
 
 def _base_ready_note(s: Session, event: BaseReady, _now_s: float) -> Step:
@@ -421,7 +461,7 @@ def _base_ready_note(s: Session, event: BaseReady, _now_s: float) -> Step:
 
 
 def _base_failed(s: Session, event: BaseFailed, now_s: float) -> Step:
-    if event.version != _invitation(s).base_version:
+    if event.version != _wanted(s)[0]:
         return s, ()
     return _give_up(s, event.reason, "", now_s, pause_s=FAILURE_PAUSE_S)
 
@@ -475,6 +515,22 @@ def _trained(s: Session, event: Trained, now_s: float) -> Step:
         return s, effects
     s, more = _offer(s, now_s)
     return s, (*effects, *more)
+
+
+def _evaluated(s: Session, event: Evaluated, now_s: float) -> Step:
+    invite = _invitation(s)
+    if (event.round, event.version) != (invite.round, _wanted(s)[0]):
+        return s, ()
+    report = EvaluationReport(
+        round=event.round,
+        version=event.version,
+        loss=event.loss,
+        num_examples=event.num_examples,
+        metrics=event.metrics,
+    )
+    after, effects = _end_work(s, Phase.IDLE, now_s, pause_s=0.0)
+    # Without a link it is lost, and does not matter: others are asked, too.
+    return after, (Publish(report), Report("evaluated", f"version {event.version}"), *effects)
 
 
 def _training_failed(s: Session, event: TrainingFailed, now_s: float) -> Step:
@@ -586,6 +642,7 @@ def _rows(
         GateClosed: Rule(_gate_close_note, here),
         Woke: Rule(_stay, here),
         Trained: Rule(_stay, here),
+        Evaluated: Rule(_stay, here),
         TrainingFailed: Rule(_stay, here),
         BaseReady: Rule(_base_ready_note, here),
         BaseFailed: Rule(_stay, here),
@@ -626,13 +683,14 @@ TABLE: Final[Table[Session]] = MappingProxyType(
                 GateClosed: Rule(_gate_close_idle, _RESTING),
                 ComeBackAt: Rule(_come_back, _RESTING),
                 Invite: Rule(_invited, (_P.INVITED, _P.DECLINED, _P.IDLE)),
+                EvaluateInvite: Rule(_asked_to_evaluate, (_P.INVITED, _P.DECLINED, _P.IDLE)),
             },
         ),
         _P.INVITED: _rows(
             _P.INVITED,
             _WORKING
             | {
-                BaseHeld: Rule(_base_held, (_P.TRAINING,)),
+                BaseHeld: Rule(_base_held, (_P.TRAINING, _P.EVALUATING)),
                 BaseMissing: Rule(_base_missing, (_P.FETCHING,)),
                 Woke: Rule(_woke_before_training, (_P.INVITED, _P.DISCARDED)),
             },
@@ -642,7 +700,7 @@ TABLE: Final[Table[Session]] = MappingProxyType(
             _WORKING
             | {
                 LinkUp: Rule(_link_up_fetch, (_P.FETCHING,)),
-                BaseReady: Rule(_base_ready, (_P.TRAINING, _P.FETCHING)),
+                BaseReady: Rule(_base_ready, (_P.TRAINING, _P.EVALUATING, _P.FETCHING)),
                 BaseFailed: Rule(_base_failed, (_P.DISCARDED, _P.FETCHING)),
                 Woke: Rule(_woke_before_training, (_P.FETCHING, _P.DISCARDED)),
             },
@@ -654,6 +712,15 @@ TABLE: Final[Table[Session]] = MappingProxyType(
                 Trained: Rule(_trained, (_P.SEALED, _P.UPLOADING, _P.TRAINING)),
                 TrainingFailed: Rule(_training_failed, (_P.DISCARDED, _P.TRAINING)),
                 Woke: Rule(_woke_training, (_P.TRAINING, _P.DISCARDED)),
+            },
+        ),
+        _P.EVALUATING: _rows(
+            _P.EVALUATING,
+            _WORKING
+            | {
+                Evaluated: Rule(_evaluated, (_P.IDLE, _P.EVALUATING)),
+                TrainingFailed: Rule(_training_failed, (_P.DISCARDED, _P.EVALUATING)),
+                Woke: Rule(_woke_training, (_P.EVALUATING, _P.DISCARDED)),
             },
         ),
         _P.SEALED: _rows(

@@ -72,8 +72,17 @@ class Train(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluate(Effect):
+    """Measure a version on the hold-out; answer `Evaluated` or `TrainingFailed`."""
+
+    round: int
+    version: int
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
 class StopWork(Effect):
-    """Stop training or fetching at the next batch boundary; the result is not wanted."""
+    """Stop the work or the fetching at the next batch boundary; the result is not wanted."""
 
     reason: str
 
@@ -178,6 +187,17 @@ class Trained:
     """Training is over and encoded; the driver holds the payload until it is persisted."""
 
     sealed: SealedUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A version is measured: mean loss over the hold-out, and more."""
+
+    round: int
+    version: int
+    loss: float
+    num_examples: int
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)

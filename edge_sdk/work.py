@@ -1,19 +1,20 @@
 """One piece of training, from a base model to a payload: what runs beside the session, not in it.
 
-`TrainingWork.run` is called on any thread, at any time, once; it touches nothing but its own data,
-and whatever user code does in there, it returns an event and never raises.
+Or one of evaluation, which is less. `run` is called on any thread, at any time, once; it touches
+nothing but its own data, and whatever user code does in there, it returns an event and never
+raises.
 """
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 import quantization
-from edge_sdk.signals import SealedUpdate, Train, Trained, TrainingFailed
+from edge_sdk.signals import Evaluate, Evaluated, SealedUpdate, Train, Trained, TrainingFailed
 from edge_sdk.trainer import EvalResult, Model, Trainer, TrainingStoppedError, TrainResult
 from privacy import clip_l2
 from wire import LocalProtocolError, Manifest, Tensors, limits
@@ -21,6 +22,9 @@ from wire.errors import NotFiniteError, RemoteProtocolError, SchemaMismatchError
 
 _DETAIL_CHARS: Final = 160
 _NO_EXAMPLES: Final = "no_examples"
+# A look at an example costs about a third of a training step: one pass forward instead of a forward
+# and two backward ones.
+_PASSES_OF_A_STEP: Final = 3
 # Fed back after twenty rounds, what was left out costs more accuracy than a codec without memory.
 RESIDUAL_ROUNDS_MAX: Final = 8
 
@@ -154,7 +158,11 @@ def _metrics(measured: EvalResult, result: TrainResult) -> dict[str, float]:
     if measured.num_examples > 0:
         about = {f"base_{name}": value for name, value in measured.metrics.items()}
         about |= {"base_loss": measured.loss, "base_examples": measured.num_examples}
-    about |= result.metrics
+    return _finite(about | result.metrics)
+
+
+def _finite(about: Mapping[str, float]) -> dict[str, float]:
+    """Those figures that may go onto the wire."""
     finite = {
         name: float(value)
         for name, value in about.items()
@@ -163,4 +171,58 @@ def _metrics(measured: EvalResult, result: TrainResult) -> dict[str, float]:
     return dict(list(finite.items())[: limits.METRICS_MAX])
 
 
-StartWork = Callable[[TrainingWork], None]
+@dataclass(slots=True)
+class EvaluationWork:
+    """An `Evaluate` effect with everything that it needs."""
+
+    order: Evaluate
+    manifest: Manifest
+    base: Tensors
+    personal: Tensors
+    make_trainer: Callable[[], Trainer]
+    examples_seen: int = 0
+    _stopped: bool = False
+
+    def stop(self) -> None:
+        """Ask it to end at the next batch boundary; safe from any thread."""
+        self._stopped = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was asked to end."""
+        return self._stopped
+
+    def run(self) -> Evaluated | TrainingFailed:
+        """Evaluate the version on the hold-out."""
+        reason, detail = "trainer_failed", ""
+        try:
+            return self._run()
+        except TrainingStoppedError:
+            reason = "stopped"
+        except MemoryError:
+            reason = "out_of_memory"
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code; the app goes on
+            detail = f"{type(error).__name__}: {error}"
+        detail = detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
+        return TrainingFailed(self.order.round, reason, detail)
+
+    def _run(self) -> Evaluated | TrainingFailed:
+        order = self.order
+        whole = self.manifest.complete(self.base, self.personal)
+        tensors = {name: array.copy() for name, array in whole.items()}
+        model = Model(order.version, tensors, artefact=self.manifest.artefact)
+        found = self.make_trainer().evaluate(model, order.plan, stop=lambda: self._stopped)
+        if self._stopped:
+            raise TrainingStoppedError("stopped")
+        num_examples, loss = int(found.num_examples), float(found.loss)
+        if num_examples < 1:
+            return TrainingFailed(order.round, _NO_EXAMPLES, "there is no hold-out")
+        if not math.isfinite(loss):
+            return TrainingFailed(order.round, NotFiniteError.reason, f"a loss of {loss}")
+        self.examples_seen = -(-num_examples // _PASSES_OF_A_STEP)
+        return Evaluated(order.round, order.version, loss, num_examples, _finite(found.metrics))
+
+
+Work = TrainingWork | EvaluationWork
+WorkDone = Trained | Evaluated | TrainingFailed
+StartWork = Callable[[Work], None]

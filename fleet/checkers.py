@@ -145,13 +145,20 @@ class Witness:
         evidence, database = self.evidence, self.fleet.gateway.disk.database
         (last,) = database.execute("SELECT COALESCE(MAX(round), 0) FROM rounds").fetchone()
         since = last - _ROUNDS_BACK
-        rows = database.execute("SELECT * FROM updates WHERE round >= ?", (since,)).fetchall()
+        rows = database.execute(
+            "SELECT * FROM updates WHERE collected_in >= ?", (since,)
+        ).fetchall()
         evidence.ledger_before = {
-            key: row for key, row in evidence.ledger.items() if row.round >= since
+            key: row for key, row in evidence.ledger.items() if row.collected_in >= since
         }
         evidence.ledger = {bytes(row["update_id"]): UpdateRow.read(row) for row in rows}
         for row in database.execute("SELECT * FROM rounds WHERE round >= ?", (since,)).fetchall():
             opened = msgspec.msgpack.decode(row["record"], type=RoundOpened)
+            more = database.execute(
+                "SELECT device, check_in FROM invitations WHERE round = ?", (row["round"],)
+            )
+            invited = opened.invited | dict(more.fetchall())
+            opened = msgspec.structs.replace(opened, invited=invited)
             evidence.rounds[row["round"]] = (row["status"], opened)
         (number,) = database.execute(
             "SELECT MAX(round) FROM rounds WHERE status = 'open'"
@@ -192,12 +199,15 @@ def one_update_counts_for_a_device_and_a_round(evidence: Evidence) -> None:
 
 
 def only_the_invited_count(evidence: Evidence) -> None:
-    """What counts was trained by an invited device, on the base of its round."""
+    """What counts was trained by an invited device, on the base of its round, not long ago."""
     for row in evidence.ledger.values():
         if row.counted:
             _status, opened = evidence.rounds[row.round]
             if row.device not in opened.invited or row.base_version != opened.base_version:
                 raise ViolationError("only_the_invited_count", f"{row.device} in {row.round}")
+            collected = evidence.rounds[row.collected_in][1]
+            if not 0 <= collected.base_version - row.base_version <= collected.staleness_max:
+                raise ViolationError("only_the_invited_count", f"{row.device}: too stale")
 
 
 def what_is_not_settled_is_in_the_spool(evidence: Evidence) -> None:
@@ -232,7 +242,10 @@ def versions_grow_one_by_one(evidence: Evidence) -> None:
 
 
 def the_model_is_the_mean_of_what_counted(evidence: Evidence) -> None:
-    """A new version is the one before plus what its round's rule makes of the counted payloads."""
+    """A new version is the one before plus what its round's rule makes of the counted payloads.
+
+    What is stale weighs less: 1 / sqrt(1 + s), s being how many versions old its base is.
+    """
     if evidence.version in evidence.exact:
         return
     models = evidence.fleet.coordinator.models
@@ -252,13 +265,17 @@ def the_model_is_the_mean_of_what_counted(evidence: Evidence) -> None:
     before = evidence.exact.get(evidence.version - 1)
     if before is None:
         return
+    opened = evidence.rounds[row["round"]][1]
     counted = sorted(
-        (r for r in evidence.ledger.values() if r.counted and r.round == row["round"]),
+        (r for r in evidence.ledger.values() if r.counted and r.collected_in == row["round"]),
         key=lambda r: r.update_id,
     )
-    plan = evidence.rounds[row["round"]][1].aggregation
+    factors = [(1.0 + opened.base_version - r.base_version) ** -0.5 for r in counted]
+    plan = opened.aggregation
     updates = reference.matrix_of([disk.payloads[r.update_id] for r in counted], models.schema)
-    change = reference.aggregate(plan, updates, [r.weight for r in counted], evidence.norms)
+    change = reference.aggregate(
+        plan, updates, [r.weight for r in counted], evidence.norms, factors
+    )
     norms = [*evidence.norms, *np.linalg.norm(updates, axis=1).tolist()]
     evidence.norms = norms[-reference.NORMS_KEPT :]
     start = 0
@@ -287,10 +304,22 @@ def a_committed_round_has_its_quorum(evidence: Evidence) -> None:
     for number, (status, opened) in evidence.rounds.items():
         if status != "committed":
             continue
-        counted = sum(1 for r in evidence.ledger.values() if r.counted and r.round == number)
-        seen = any(r.round == number for r in evidence.ledger.values())
+        collected = [r for r in evidence.ledger.values() if r.collected_in == number]
+        counted = sum(1 for r in collected if r.counted)
+        seen = bool(collected)
         if seen and not opened.needed <= counted <= opened.cohort:
             raise ViolationError("a_committed_round_has_its_quorum", f"round {number}: {counted}")
+
+
+def who_trained_does_not_evaluate(evidence: Evidence) -> None:
+    """A version is measured by devices whose updates are not in it, and once by each."""
+    rows = evidence.fleet.gateway.disk.database.execute(
+        "SELECT evaluations.device, evaluations.version FROM evaluations JOIN models"
+        " USING (version) JOIN updates ON updates.collected_in = models.round"
+        " AND updates.device = evaluations.device WHERE updates.counted = 1"
+    ).fetchall()
+    if rows:
+        raise ViolationError("who_trained_does_not_evaluate", str([tuple(row) for row in rows]))
 
 
 # -- after every event -----------------------------------------------------------------------------
@@ -405,14 +434,20 @@ def a_full_disk_ends_no_coordinator(evidence: Evidence) -> None:
 def a_round_ends_by_its_deadline(evidence: Evidence) -> None:
     """While its coordinator runs, a round is over in its time, or soon after a restart.
 
-    Whatever the clock says: a round that was opened by another clock than that of a restart may
-    last as long again. A full disk puts the end off until there is room.
+    A buffer is, if it has its quorum. Whatever the clock says: a round that was opened by another
+    clock than that of a restart may last as long again. A full disk puts the end off until there is
+    room.
     """
     gateway = evidence.fleet.gateway
     if not gateway.running or evidence.open is None:
         return
     number, opened_s, steps = evidence.open
     opened = evidence.rounds[number][1]
+    if opened.mode == "async" and opened.needed > sum(
+        row.collected_in == number and row.receipted_at is not None and row.counted is None
+        for row in evidence.ledger.values()
+    ):
+        return
     due_s = opened_s + opened.deadline_at_s - opened.opened_at_s
     if gateway.started_at_s > opened_s:
         same_clock = steps == gateway.wall.steps
@@ -427,6 +462,19 @@ def a_round_ends_by_its_deadline(evidence: Evidence) -> None:
     due_s = max(due_s, gateway.had_no_room_until_s + DISK_AGAIN_S)
     if gateway.world.now_s > due_s + _DEADLINE_SLACK_S:
         raise ViolationError("a_round_ends_by_its_deadline", f"round {number}")
+
+
+def no_more_work_than_is_allowed(evidence: Evidence) -> None:
+    """No more devices are in flight for buffers than the federation's file allows.
+
+    A clock that is set while the gateway is off may bring back some that had been given up.
+    """
+    gateway = evidence.fleet.gateway
+    state = evidence.fleet.coordinator.rounds.round
+    if state.opened is None or state.opened.mode != "async" or gateway.wall.steps:
+        return
+    if len(state.flights) > state.opened.concurrency:
+        raise ViolationError("no_more_work_than_is_allowed", f"{len(state.flights)} in flight")
 
 
 def _row(evidence: Evidence, update_id: bytes) -> UpdateRow | None:
@@ -446,6 +494,7 @@ LEDGER_CHECKERS: Final = (
     the_model_is_the_mean_of_what_counted,
     nobody_honest_is_quarantined,
     a_committed_round_has_its_quorum,
+    who_trained_does_not_evaluate,
 )
 EVENT_CHECKERS: Final = (
     nothing_is_said_before_it_is_on_disk,
@@ -456,6 +505,7 @@ EVENT_CHECKERS: Final = (
     work_has_a_way_on,
     budgets_are_kept,
     a_full_disk_ends_no_coordinator,
+    no_more_work_than_is_allowed,
     a_round_ends_by_its_deadline,
 )
 

@@ -7,8 +7,8 @@ from device_profiles import DeviceProfile, conditions_at, training_seconds
 from edge_sdk import Conditions, Policy
 from edge_sdk.budget import DayMeter
 from edge_sdk.policy import GATE_EVERY_S, SECONDS_PER_DAY, judge
-from edge_sdk.signals import GateClosed, GateOpened, Trained, TrainingFailed
-from edge_sdk.work import TrainingWork
+from edge_sdk.signals import GateClosed, GateOpened
+from edge_sdk.work import Work, WorkDone
 from fleet.clocks import DRIFT_MAX, Uptime, WallClock
 from fleet.device_disk import DeviceDisk, DiskShelf
 from fleet.disk import PowerCutError
@@ -89,7 +89,7 @@ class DeviceHost(Host):
         self._bytes_at_boot = 0
         self._looked_at_s = 0.0
         self._dark = False
-        self._work: TrainingWork | None = None
+        self._work: Work | None = None
         self._new_boot()
 
     def _new_boot(self) -> None:
@@ -177,7 +177,7 @@ class DeviceHost(Host):
 
     # -- work --------------------------------------------------------------------------------
 
-    def start_work(self, device: VirtualDevice, work: TrainingWork) -> None:
+    def start_work(self, device: VirtualDevice, work: Work) -> None:
         """Train now, and be done when the profile says."""
         device.strike(work.order.round)
         if device.gone:
@@ -203,7 +203,7 @@ class DeviceHost(Host):
             self.of_this_start(lambda: self._trained(work, event)),
         )
 
-    def _trained(self, work: TrainingWork, event: Trained | TrainingFailed) -> None:
+    def _trained(self, work: Work, event: WorkDone) -> None:
         if self._work is work:
             self._stop_training()
         if self.power.empty:

@@ -9,7 +9,7 @@ from device_profiles import DeviceProfile, load_mix
 from edge_sdk import DeviceInfo
 from edge_sdk.journal import Enrolment, Journal, MemoryJournal
 from edge_sdk.models import MemoryShelf, ModelShelf
-from edge_sdk.work import TrainingWork
+from edge_sdk.work import Work
 from fleet.crypto import SeededSecrets
 from fleet.emulated import EmulatedDevice, LinkT
 from fleet.faults import Fault
@@ -61,7 +61,7 @@ def make_devices(
     enrolments: Sequence[Enrolment],
     faults: dict[int, Fault],
     make_link: Callable[[EmulatedDevice[LinkT]], LinkT],
-    start_work: Callable[[EmulatedDevice[LinkT], TrainingWork], None],
+    start_work: Callable[[EmulatedDevice[LinkT], Work], None],
     make_journal: Callable[[int], Journal] = lambda _number: MemoryJournal(),
     make_shelf: Callable[[int], ModelShelf] = lambda _number: MemoryShelf(),
     clock_of: Callable[[int], Callable[[], float]] = lambda _number: time.monotonic,

@@ -17,8 +17,8 @@ from device_profiles import DeviceProfile, training_energy_j, transfer_energy_j
 from edge_sdk import DeviceDriver, DeviceInfo, Model
 from edge_sdk.journal import Enrolment, Journal
 from edge_sdk.models import ModelShelf
-from edge_sdk.signals import GateClosed, GateOpened, Trained, TrainingFailed
-from edge_sdk.work import TrainingWork
+from edge_sdk.signals import GateClosed, GateOpened, Trained
+from edge_sdk.work import TrainingWork, Work, WorkDone
 from fleet.attacks import ATTACKS, spoil
 from fleet.faults import Fault
 from wire import Crypto, Manifest, Plan, Report, Signer, Tensors, Traffic, frames, topics
@@ -96,7 +96,7 @@ class EmulatedDevice(Generic[LinkT]):
         shelf: ModelShelf,
         check_in_s: float,
         make_link: "Callable[[EmulatedDevice[LinkT]], LinkT]",
-        start_work: "Callable[[EmulatedDevice[LinkT], TrainingWork], None]",
+        start_work: "Callable[[EmulatedDevice[LinkT], Work], None]",
         clock: Callable[[], float],
         fault: Fault | None,
     ) -> None:
@@ -169,15 +169,15 @@ class EmulatedDevice(Generic[LinkT]):
 
     # -- work --------------------------------------------------------------------------------
 
-    def work_done(self, work: TrainingWork, event: Trained | TrainingFailed) -> None:
+    def work_done(self, work: Work, event: WorkDone) -> None:
         """Training is over; what a faulty device makes of it comes here."""
-        if isinstance(event, Trained) and not work.stopped:
+        if isinstance(event, Trained) and isinstance(work, TrainingWork) and not work.stopped:
             self.counts.trained += 1
             event = self._meddle(work, event)
             self.counts.payload_bytes += len(work.payload)
         self.driver.work_done(work, event, self._clock())
 
-    def count_training(self, work: TrainingWork) -> None:
+    def count_training(self, work: Work) -> None:
         """Add up what a training has cost, where no battery does."""
         flops = self._manifest.step_flops * work.examples_seen
         self.counts.training_j += training_energy_j(self.profile, flops)

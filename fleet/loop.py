@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeAlias
 
-from edge_sdk.signals import Trained, TrainingFailed
-from edge_sdk.work import TrainingWork
+from edge_sdk.work import Work, WorkDone
 from fleet.emulated import EmulatedDevice
 from wire import MqttLink
 
@@ -42,9 +41,7 @@ class FleetLoop:
         self._due_s: dict[int, float] = {}
         self._misc_at_s = 0.0
         self._connect_at_s: dict[int, float] = {}
-        self._done: queue.SimpleQueue[tuple[LiveDevice, TrainingWork, Trained | TrainingFailed]] = (
-            queue.SimpleQueue()
-        )
+        self._done: queue.SimpleQueue[tuple[LiveDevice, Work, WorkDone]] = queue.SimpleQueue()
         self._bell, self._ear = socket.socketpair()
         self._ear.settimeout(0.0)
         self._bell.settimeout(0.0)
@@ -69,14 +66,14 @@ class FleetLoop:
         self._bell.close()
         self._ear.close()
 
-    def start_work(self, device: LiveDevice, work: TrainingWork) -> None:
+    def start_work(self, device: LiveDevice, work: Work) -> None:
         """Train on a worker; called on the loop."""
         device.strike(work.order.round)
         self._pool.submit(self._train, device, work)
 
     # -- other threads -----------------------------------------------------------------------
 
-    def _train(self, device: LiveDevice, work: TrainingWork) -> None:
+    def _train(self, device: LiveDevice, work: Work) -> None:
         self._done.put((device, work, work.run()))
         self._ring()
 

@@ -2,7 +2,8 @@
 
 *Safety*: anything may fail at any time; afterwards everything heals, and the federation must come
 to its end with every promise kept. *Liveness*: a core of devices, the gateway and the broker are
-healthy, everything else breaks and stays broken; rounds must still end by their deadlines.
+healthy, everything else breaks and stays broken; rounds must still end by their deadlines. Either
+is played with synchronous and with asynchronous rounds.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +29,9 @@ from fleet.toy import ToyTask
 from fleet.virtual import VirtualFleet
 from fleet.world import World
 
-Mode = Literal["safety", "liveness"]
-MODES: Final[tuple[Mode, ...]] = ("safety", "liveness")
+Mode = Literal["safety", "liveness", "async_safety", "async_liveness"]
+MODES: Final[tuple[Mode, ...]] = ("safety", "liveness", "async_safety", "async_liveness")
+_LIVENESS: Final = ("liveness", "async_liveness")
 FAULTS_UNTIL_S: Final = 150.0
 CALM_S: Final = 4 * 3_600.0
 # Midnight comes early in a world. Whose budget is spent then, too, has to wait for the next one.
@@ -38,6 +40,8 @@ NEXT_DAY_H: Final = 30
 # With nobody to spare, one device that is lost lets a round wait for its deadline.
 _OVER_SELECT: Final = (1.3, 1.0)
 _EVERY_S: Final = (0.0, 0.0, 20.0)
+_EVALUATE_EVERY: Final = (0, 1, 0, 2)
+_STALENESS_MAX: Final = (10, 10, 10, 1, 0)
 _CHECK_IN_S: Final = (120.0, 120.0, 120.0, 120.0, 600.0)
 _BUDGET_SEEDS: Final = 10**12
 _BUDGET_SHARE: Final = 0.3
@@ -83,8 +87,8 @@ def schedule(seed: int, mode: Mode, devices: int, core: int) -> tuple[Event, ...
         devices: how many there are.
         core: how many of them, the first ones, stay healthy in liveness mode.
     """
-    chance = World(seed * 2 + (mode == "liveness"))
-    if mode == "liveness":
+    chance = World(seed * 2 + (mode in _LIVENESS))
+    if mode in _LIVENESS:
         return tuple(_broken_for_ever(chance, device) for device in range(core, devices))
     events = []
     for _ in range(3 + chance.below(20)):
@@ -196,12 +200,16 @@ def try_seed(
     config = FederationConfig(
         federation=Federation(name="world", task="fleet.toy:task"),
         rounds=Rounds(
+            mode="async" if mode.startswith("async") else "sync",
             count=rounds,
             cohort=cohort,
             quorum=0.5,
             over_select=_OVER_SELECT[seed % len(_OVER_SELECT)],
             deadline_s=90.0,
             every_s=_EVERY_S[seed % len(_EVERY_S)],
+            staleness_max=_STALENESS_MAX[seed % len(_STALENESS_MAX)],
+            evaluate_every=_EVALUATE_EVERY[seed % len(_EVALUATE_EVERY)],
+            evaluate_cohort=max(devices // 5, 1),
         ),
         fleet=Fleet(partition="iid", start=START, check_in_s=_CHECK_IN_S[seed % len(_CHECK_IN_S)]),
     )
@@ -212,7 +220,7 @@ def try_seed(
         seed=seed,
         crypto=StubCrypto(),
     )
-    allowed = budgets(seed, devices) if mode == "safety" else (0,) * devices
+    allowed = budgets(seed, devices) if mode not in _LIVENESS else (0,) * devices
     witness = Witness(
         lambda told: VirtualFleet(
             run,
@@ -222,17 +230,17 @@ def try_seed(
         )
     )
     fleet, evidence = witness.fleet, witness.evidence
-    evidence.core = core if mode == "liveness" else None
+    evidence.core = core if mode in _LIVENESS else None
     fleet.world.tell = tell
     violation = None
     try:
         unleash(fleet, events)
         fleet.start()
         fleet.world.run(FAULTS_UNTIL_S + 200.0)
-        if mode == "safety":
+        if mode not in _LIVENESS:
             _heal(fleet)
         fleet.world.run(fleet.world.now_s + CALM_S)
-        finals = FINAL_CHECKERS if mode == "safety" else LIVENESS_CHECKERS
+        finals = LIVENESS_CHECKERS if mode in _LIVENESS else FINAL_CHECKERS
         for _hour in range(NEXT_DAY_H if any(allowed) else 0):
             if _hold(finals, evidence):
                 break

@@ -16,7 +16,6 @@ import msgspec
 
 from coordinator import Coordinator, FederationConfig
 from coordinator.evaluation import pooled_metrics
-from coordinator.signals import RoundOpened
 from coordinator.store import Store, UpdateRow
 from fleet.emulated import EmulatedDevice
 from fleet.faults import Event, Fault, describe
@@ -155,7 +154,7 @@ class Course:
             return
         models = coordinator.models
         measured = [d.evaluate(models.version, models.served) for d in self._devices]
-        coordinator.store.note_round(last, pooled_metrics([(1, m) for m in measured]))
+        coordinator.store.note_round(last, pooled_metrics([(1, m) for m in measured]), "devices")
 
 
 def round_record(store: Store, number: int, before: _Mark, after: _Mark) -> RoundRecord:
@@ -163,14 +162,17 @@ def round_record(store: Store, number: int, before: _Mark, after: _Mark) -> Roun
     row = store.round(number)
     if row is None:
         raise FleetError(f"the store has lost round {number}")
-    opened = msgspec.msgpack.decode(row["record"], type=RoundOpened)
+    opened = store.round_opened(number)
+    if opened is None:
+        raise FleetError(f"the store has lost round {number}")
     rows = store.updates(number)
     metrics: dict[str, float] = (
         {} if row["metrics"] is None else msgspec.msgpack.decode(row["metrics"])
     )
     declined = store.declines(number)
     not_counted = Counter(line.reason or "" for line in rows if line.counted is False)
-    heard = {line.device for line in rows} | set(declined)
+    heard = store.devices_heard(number) | set(declined)
+    behind = [opened.base_version - line.base_version for line in rows if line.counted]
     closed_at = row["closed_at"]
     return RoundRecord(
         number=number,
@@ -187,6 +189,8 @@ def round_record(store: Store, number: int, before: _Mark, after: _Mark) -> Roun
         declined=dict(sorted(Counter(declined.values()).items())),
         not_counted=dict(sorted(not_counted.items())),
         missing=len(set(opened.invited) - heard),
+        staleness=sum(behind) / len(behind) if behind and opened.mode == "async" else None,
+        metrics_source=row["metrics_source"] or "",
     )
 
 

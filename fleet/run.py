@@ -109,7 +109,7 @@ class _Live:
 
     def _until_over(self, stop: Callable[[], bool]) -> None:
         gateway, coordinator = self.gateway, self.gateway.coordinator
-        progress, progress_s = (0, 0), time.monotonic()
+        progress, progress_s = (0, 0, 0), time.monotonic()
         finished_s: float | None = None
         while not stop():
             gateway.turn(0.1)
@@ -122,12 +122,17 @@ class _Live:
                 finished_s = finished_s or time.monotonic()
                 if self._all_heard() or time.monotonic() - finished_s > 2.0:  # noqa: PLR2004 - stragglers
                     return
-            latest = (coordinator.store.last_round(), int(coordinator.rounds.is_open))
+            is_open, state = coordinator.rounds.is_open, coordinator.rounds.round
+            latest = (coordinator.store.last_round(), int(is_open), len(state.updates))
+            # Whom nothing came of is invited to a buffer again when its time is over.
+            patience_s = STALL_S + (self.run.config.rounds.deadline_s if is_open else 0.0)
+            waits = coordinator.rounds.waits_for_somebody_new
             if latest != progress:
                 progress, progress_s = latest, time.monotonic()
-            elif not coordinator.rounds.is_open and time.monotonic() - progress_s > STALL_S:
+            elif waits and time.monotonic() - progress_s > patience_s:
+                what = f"{latest[0]} cannot end" if is_open else f"{latest[0] + 1} cannot open"
                 raise FleetError(
-                    f"round {latest[0] + 1} cannot open: {coordinator.leases.heard} devices were"
+                    f"round {what}: {coordinator.leases.heard} devices were"
                     f" heard, {sum(d.gone for d in self.devices)} are gone, and"
                     f" {self.run.config.rounds.needed} are needed"
                 )

@@ -170,8 +170,13 @@ def _until_over(fleet: VirtualFleet, stop: Callable[[], bool]) -> None:
         if latest != progress:
             progress, progress_s = latest, world.now_s
         elif world.now_s - progress_s > STALL_S:
+            what = (
+                f"{latest} cannot end"
+                if fleet.coordinator.rounds.is_open
+                else f"{latest + 1} cannot open"
+            )
             raise FleetError(
-                f"round {latest + 1} cannot open: in three days no"
+                f"round {what}: in three days no"
                 f" {fleet.run.config.rounds.needed} devices were there at once; lower [rounds]"
                 " cohort or quorum, or raise --devices"
             )

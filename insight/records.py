@@ -13,6 +13,10 @@ class RoundRecord(msgspec.Struct, frozen=True):
     `status` is "committed", "abandoned" or "open". `declined` maps a reason to how many invited
     devices gave it before they sent anything; `not_counted` maps a reason to how many updates were
     settled with it. `missing` invited devices were never heard of again.
+
+    `staleness` is how many versions old the bases of the counted updates were, on average; None in
+    a synchronous round. `metrics_source` says who measured accuracy and loss: "test", "devices",
+    "training", or "" where nobody did.
     """
 
     number: int
@@ -29,6 +33,8 @@ class RoundRecord(msgspec.Struct, frozen=True):
     declined: dict[str, int] = {}
     not_counted: dict[str, int] = {}
     missing: int = 0
+    staleness: float | None = None
+    metrics_source: str = ""
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):

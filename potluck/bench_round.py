@@ -85,8 +85,8 @@ def run_round(arguments: argparse.Namespace) -> int:
         restart = restart_seconds()
         made["restart"] = msgspec.to_builtins(restart)
         text.append(
-            f"kill -9 to collecting again: {restart.ready_s:.2f} s with {restart.updates} updates of"
-            f" {restart.parameters:,} parameters on disk, {restart.bare_s:.2f} s of it Python's start"
+            f"kill -9 to collecting again: {restart.ready_s:.2f} s, {restart.bare_s:.2f} of them"
+            f" Python's; {restart.updates} updates of {restart.parameters:,} parameters on disk"
         )
     for part in (name for name in _TABLES if name in parts):
         _tell(part)

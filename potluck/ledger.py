@@ -59,6 +59,7 @@ def _update(row: UpdateRow) -> dict[str, Any]:
         "update_id": row.update_id.hex(),
         "device": row.device,
         "round": row.round,
+        "collected_in": row.collected_in,
         "base_version": row.base_version,
         "num_examples": row.num_examples,
         "weight": row.weight,

@@ -1,15 +1,20 @@
-"""Draw both machines from their tables into docs/tour.md, between their markers (`make docs`)."""
+"""Draw the machines from their tables into docs/tour.md, between their markers (`make docs`)."""
 
 import re
 import sys
 from pathlib import Path
 
+from coordinator import buffer
 from coordinator import round as coordinator_round
 from edge_sdk import session
 from wire import draw
 
 TOUR = Path(__file__).parents[1] / "docs" / "tour.md"
-MACHINES = {"session": session.TABLE, "round": coordinator_round.TABLE}
+MACHINES = {
+    "session": session.TABLE,
+    "round": coordinator_round.TABLE,
+    "buffer": buffer.TABLE,
+}
 
 
 def drawn(text: str) -> str:

@@ -45,6 +45,8 @@ from wire.topics import Address
 MAGIC: Final = b"PL"
 _HEADER: Final = struct.Struct("<2sBBBBI8s64s")
 HEADER_BYTES: Final = _HEADER.size
+# Where a frame says which minor version its sender speaks.
+MINOR_OFFSET: Final = 3
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: Final = {kind: msgspec.msgpack.Decoder(message) for kind, message in MESSAGES.items()}

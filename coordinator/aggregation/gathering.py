@@ -51,8 +51,10 @@ class RoundAggregation:
         self._schema = schema
         self._opened = opened
         self._strategy = strategy_of(opened.aggregation)
+        # Whom a buffer invites is not known when it opens; it closes when its cohort is accepted.
+        expected = opened.cohort if opened.mode == "async" else len(opened.invited)
         self._total, self._memory = self._strategy.init(
-            schema, memory, weight_cap=opened.weight_cap, updates_max=max(1, len(opened.invited))
+            schema, memory, weight_cap=opened.weight_cap, updates_max=max(1, expected)
         )
         self._members: dict[bytes, Member] = {}
 

@@ -15,6 +15,7 @@ rather than the code above them:
 """
 
 from coordinator.store._database import DiskFullError, StoreError
+from coordinator.store._flights import FlightTables
 from coordinator.store._ledger import UpdateRow
 from coordinator.store._models import ModelCommit
 from coordinator.store._pages import ClassCounts, Pages, UpdatePage
@@ -24,7 +25,7 @@ from coordinator.store._schema import SCHEMA_VERSION
 from coordinator.store._standing import AuditRow, Standing, StandingTables
 
 
-class Store(Pages, RetentionTables, StandingTables):
+class Store(Pages, FlightTables, RetentionTables, StandingTables):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 

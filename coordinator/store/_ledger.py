@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -10,6 +11,8 @@ from coordinator.signals import RoundAbandoned, RoundOpened, UpdateSettled, Upda
 from coordinator.store._database import StoreError
 from coordinator.store._models import ModelCommit
 from coordinator.store._registry import RegistryTables
+
+METRICS_SOURCES: Final = ("training", "devices", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class UpdateRow:
     settled_at: float | None
     counted: bool | None
     reason: str | None
+    collected_in: int
 
     @classmethod
     def read(cls, row: sqlite3.Row) -> "UpdateRow":
@@ -45,6 +49,7 @@ class UpdateRow:
             settled_at=row["settled_at"],
             counted=None if row["counted"] is None else bool(row["counted"]),
             reason=row["reason"],
+            collected_in=row["collected_in"],
         )
 
 
@@ -66,18 +71,27 @@ class LedgerTables(RegistryTables):
         )
 
     def round_opened(self, round_number: int) -> RoundOpened | None:
-        """What a round began with."""
+        """What a round began with, and whom it has invited since."""
         row = self._one("SELECT record FROM rounds WHERE round = ?", (round_number,))
-        return None if row is None else msgspec.msgpack.decode(row["record"], type=RoundOpened)
+        return None if row is None else self._with_invited(row["record"])
+
+    def _with_invited(self, record: bytes) -> RoundOpened:
+        opened = msgspec.msgpack.decode(record, type=RoundOpened)
+        more = self._db.execute(
+            "SELECT device, check_in FROM invitations WHERE round = ? ORDER BY invited_at, rowid",
+            (opened.round,),
+        )
+        invited = opened.invited | {row["device"]: row["check_in"] for row in more}
+        return msgspec.structs.replace(opened, invited=invited)
 
     def unfinished_round(self) -> tuple[RoundOpened, tuple[UpdateStored, ...]] | None:
         """The open round, if there is one, and its receipted updates that are not settled."""
         row = self._one("SELECT record FROM rounds WHERE status = 'open'")
         if row is None:
             return None
-        opened = msgspec.msgpack.decode(row["record"], type=RoundOpened)
+        opened = self._with_invited(row["record"])
         rows = self._db.execute(
-            "SELECT * FROM updates WHERE round = ? AND receipted_at IS NOT NULL"
+            "SELECT * FROM updates WHERE collected_in = ? AND receipted_at IS NOT NULL"
             " AND settled_at IS NULL ORDER BY update_id",
             (opened.round,),
         )
@@ -93,6 +107,7 @@ class LedgerTables(RegistryTables):
                 payload_digest=row["digest"],
                 metrics=msgspec.msgpack.decode(row["metrics"]),
                 receipted_at_s=row["receipted_at"],
+                collected_in=row["collected_in"],
             )
             for row in rows
         )
@@ -103,8 +118,8 @@ class LedgerTables(RegistryTables):
         with self.transaction():
             self._db.execute(
                 "INSERT INTO updates (update_id, device, round, base_version, num_examples,"
-                " weight, bytes, digest, metrics, receipted_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " weight, bytes, digest, metrics, receipted_at, collected_in)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     update.update_id,
                     update.device,
@@ -116,6 +131,7 @@ class LedgerTables(RegistryTables):
                     update.payload_digest,
                     msgspec.msgpack.encode(update.metrics),
                     update.receipted_at_s,
+                    update.collected_in or update.round,
                 ),
             )
             self._db.execute(
@@ -126,8 +142,8 @@ class LedgerTables(RegistryTables):
         """Write the ledger line of an update that is settled without ever being receipted."""
         self._db.execute(
             "INSERT OR IGNORE INTO updates (update_id, device, round, base_version, num_examples,"
-            " weight, bytes, digest, metrics, settled_at, counted, reason)"
-            " VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?)",
+            " weight, bytes, digest, metrics, settled_at, counted, reason, collected_in)"
+            " VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?, ?)",
             (
                 update.update_id,
                 update.device,
@@ -139,6 +155,7 @@ class LedgerTables(RegistryTables):
                 msgspec.msgpack.encode(update.metrics),
                 now_s,
                 reason,
+                update.collected_in or update.round,
             ),
         )
 
@@ -159,11 +176,12 @@ class LedgerTables(RegistryTables):
         """Settle what nobody has decided, and empty the round's spool."""
         self._db.execute(
             "UPDATE updates SET settled_at = ?, counted = 0, reason = ?"
-            " WHERE round = ? AND settled_at IS NULL",
+            " WHERE collected_in = ? AND settled_at IS NULL",
             (now_s, reason, round_number),
         )
         self._db.execute(
-            "DELETE FROM spool WHERE update_id IN (SELECT update_id FROM updates WHERE round = ?)",
+            "DELETE FROM spool WHERE update_id IN"
+            " (SELECT update_id FROM updates WHERE collected_in = ?)",
             (round_number,),
         )
 
@@ -191,15 +209,30 @@ class LedgerTables(RegistryTables):
             self.keep_tensors(keep | {commit.version})
 
     def note_round(
-        self, round_number: int, metrics: Mapping[str, float], *, version: int | None = None
+        self,
+        round_number: int,
+        metrics: Mapping[str, float],
+        source: str = "training",
+        *,
+        version: int | None = None,
     ) -> None:
-        """Remember what a measurement said, for a round and for a version: by default its own."""
+        """Remember what was measured of a round's model, and of a version: by default its own.
+
+        `source` says who measured it: "test" (the task's own data), "devices" (an evaluation round)
+        or "training" (devices, of the base that they were about to train). A weaker word does not
+        replace a stronger one.
+        """
         with self.transaction():
-            self._db.execute(
-                "UPDATE rounds SET metrics = ? WHERE round = ?",
-                (msgspec.msgpack.encode(dict(metrics)), round_number),
+            row = self._one(
+                "SELECT version, metrics_source FROM rounds WHERE round = ?", (round_number,)
             )
-            row = self._one("SELECT version FROM rounds WHERE round = ?", (round_number,))
+            before = None if row is None else row["metrics_source"]
+            if before is not None and METRICS_SOURCES.index(before) > METRICS_SOURCES.index(source):
+                return
+            self._db.execute(
+                "UPDATE rounds SET metrics = ?, metrics_source = ? WHERE round = ?",
+                (msgspec.msgpack.encode(dict(metrics)), source, round_number),
+            )
             measured = row["version"] if version is None and row is not None else version
             if measured is not None:
                 self.note_version(measured, metrics)
@@ -231,14 +264,14 @@ class LedgerTables(RegistryTables):
         return None if row is None else UpdateRow.read(row)
 
     def updates(self, round_number: int | None = None) -> list[UpdateRow]:
-        """The ledger, in order of round and id."""
-        where = "" if round_number is None else " WHERE round = ?"
+        """The ledger, or what one round collected of it, in order of round and id."""
+        where = "" if round_number is None else " WHERE collected_in = ?"
         parameters = () if round_number is None else (round_number,)
         sql = f"SELECT * FROM updates{where} ORDER BY round, update_id"  # noqa: S608 - two literals
         return [UpdateRow.read(row) for row in self._db.execute(sql, parameters)]
 
     def update_metrics(self, round_number: int) -> list[tuple[int, dict[str, float]]]:
-        """(num_examples, metrics) of the round's counted updates."""
+        """(num_examples, metrics) of the counted updates of devices that the round invited."""
         rows = self._db.execute(
             "SELECT num_examples, metrics FROM updates WHERE round = ? AND counted = 1"
             " ORDER BY update_id",

@@ -89,5 +89,21 @@ _SECOND_DUR: Final = """
 ALTER TABLE rounds ADD COLUMN totals BLOB;
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND_REG + _SECOND_AGG + _SECOND_DUR)
+# `collected_in` is the round whose buffer an update came to; of a synchronous one it is its own.
+_SECOND_ASY: Final = """
+ALTER TABLE updates ADD COLUMN collected_in INTEGER NOT NULL DEFAULT 0;
+UPDATE updates SET collected_in = round;
+CREATE INDEX updates_by_collection ON updates (collected_in, settled_at);
+ALTER TABLE rounds ADD COLUMN metrics_source TEXT;
+CREATE TABLE invitations (
+    round INTEGER NOT NULL, device TEXT NOT NULL, check_in INTEGER NOT NULL,
+    invited_at REAL NOT NULL, deadline_at REAL NOT NULL, ended TEXT, PRIMARY KEY (round, device)
+) STRICT;
+CREATE TABLE evaluations (
+    version INTEGER NOT NULL, device TEXT NOT NULL, loss REAL NOT NULL, accuracy REAL,
+    num_examples INTEGER NOT NULL, evaluated_at REAL NOT NULL, PRIMARY KEY (version, device)
+) STRICT;
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND_REG + _SECOND_AGG + _SECOND_DUR + _SECOND_ASY)
 SCHEMA_VERSION: Final = len(MIGRATIONS)

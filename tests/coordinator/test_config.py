@@ -46,7 +46,7 @@ def test_a_plan_is_what_the_file_says() -> None:
         ("[rounds]\nquorum = nan\n", 2, ["quorum"]),
         ("[rounds]\ndeadline_s = inf\n", 2, ["deadline_s"]),
         ("[rounds]\nover_select = 0.9\n", 2, ["over_select"]),
-        ('[rounds]\nmode = "async"\n', 2, ["mode", "sync"]),
+        ('[rounds]\nmode = "asink"\n', 2, ["mode", "sync"]),
         ('[uplink]\ncodec = "zip"\n', 2, ["[uplink] codec", "'zip'", "ecq_sr", "eden", "auto"]),
         ('[uplink]\ncodec = "raw:2"\n', 2, ["[uplink] codec", "raw", "no number"]),
         ('[uplink]\n\ncodec = "ecq_sr:much"\n', 3, ["'ecq_sr:much'", "number above 0"]),

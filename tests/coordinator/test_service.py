@@ -18,7 +18,7 @@ from quantization.payload import HEADER_BYTES
 from quantization.reader import varint
 from tests.support.loopback import Loopback
 from wire import BadSignatureError, Manifest, chunk_count, frames, update_id
-from wire.messages import Available, Chunk, FetchRequest, Leave, UpdateOffer
+from wire.messages import Available, Chunk, FetchRequest, Invite, Leave, UpdateOffer
 
 CHUNK = 1_024
 ROUNDS = Rounds(count=3, cohort=4, quorum=1.0, deadline_s=60.0)
@@ -124,7 +124,7 @@ def pass_time(loopback: Loopback) -> bool:
 
 def offer(loopback: Loopback, payload: bytes, **changes: object) -> UpdateOffer:
     sealed = loopback.devices[0].session
-    assert sealed.invitation is not None
+    assert isinstance(sealed.invitation, Invite)
     fields: dict[str, object] = {
         "update_id": frames_update_id(loopback),
         "round": sealed.invitation.round,

@@ -53,6 +53,7 @@ def stored(number: int, round_number: int = 1) -> UpdateStored:
         payload_digest=DIGEST,
         metrics={"loss": 0.5},
         receipted_at_s=20.0,
+        collected_in=round_number,
     )
 
 

@@ -28,6 +28,8 @@ from edge_sdk.signals import (
     BaseMissing,
     BaseReady,
     EnrolmentDone,
+    Evaluate,
+    Evaluated,
     Fetch,
     ForgetUpdate,
     GateClosed,
@@ -61,6 +63,8 @@ from wire.messages import (
     Available,
     ComeBackAt,
     Declined,
+    EvaluateInvite,
+    EvaluationReport,
     Failed,
     Invite,
     Receipt,
@@ -78,7 +82,7 @@ TIMERS = (CHECK_IN, DEADLINE, FETCH_AGAIN, OFFER_AGAIN)
 BASE = 5
 GATE = GateOpened(600.0, battery_fraction=0.8, charging=False, metered=True)
 BETWEEN = {Phase.SETTLED, Phase.DECLINED, Phase.DISCARDED}
-WORKING = {Phase.INVITED, Phase.FETCHING, Phase.TRAINING}
+WORKING = {Phase.INVITED, Phase.FETCHING, Phase.TRAINING, Phase.EVALUATING}
 SEALED = {Phase.SEALED, Phase.UPLOADING}
 EVENTS = sorted({event for rows in TABLE.values() for event in rows}, key=lambda e: e.__name__)
 
@@ -105,6 +109,21 @@ def invite(s: Session, *, round_number: int | None = None, check_in: int | None 
         deadline_s=60.0,
         chunk_bytes_max=700,
     )
+
+
+def ask(s: Session, *, version: int = BASE, check_in: int | None = None) -> EvaluateInvite:
+    return EvaluateInvite(
+        check_in=s.check_in if check_in is None else check_in,
+        round=3,
+        version=version,
+        model_digest=DIGEST,
+        plan=Plan(),
+        deadline_s=30.0,
+    )
+
+
+def evaluated(round_number: int = 3, version: int = BASE) -> Evaluated:
+    return Evaluated(round_number, version, 0.25, 40, {"accuracy": 0.75})
 
 
 def sealed_for(round_number: int) -> SealedUpdate:
@@ -143,6 +162,15 @@ def candidates(s: Session) -> dict[type, tuple[object, ...]]:
             invite(s, check_in=s.boot << 32),
             invite(s, check_in=s.check_in + 1),
         ),
+        EvaluateInvite: (
+            ask(s),
+            ask(s, version=s.evaluated_version),
+            ask(s, version=BASE + 1, check_in=s.boot << 32),
+            ask(s, version=BASE + 1, check_in=s.check_in + 1),
+        )
+        if s.evaluated_version >= 0
+        else (ask(s), ask(s, check_in=s.check_in + 1)),
+        Evaluated: (evaluated(), evaluated(4), evaluated(version=BASE - 1)),
         BaseHeld: (BaseHeld(BASE),),
         BaseMissing: (BaseMissing(BASE),),
         BaseReady: (BaseReady(BASE), BaseReady(BASE - 1)),
@@ -192,13 +220,12 @@ def at(phase: Phase) -> Session:
         return play(s, Revoked("owner_left"))[0]
     if phase is Phase.DECLINED:
         return play(s, GateClosed("battery_low"), invite(s))[0]
-    if phase is Phase.EVALUATING:
-        return replace(s, phase=phase)
     road = {
         Phase.IDLE: (),
         Phase.INVITED: (invite(s),),
         Phase.FETCHING: (invite(s), BaseMissing(BASE)),
         Phase.TRAINING: (invite(s), BaseHeld(BASE)),
+        Phase.EVALUATING: (ask(s), BaseHeld(BASE)),
         Phase.DISCARDED: (invite(s), BaseHeld(BASE), Woke(DEADLINE)),
         Phase.UPLOADING: (invite(s), BaseHeld(BASE), Trained(sealed_for(1))),
         Phase.SEALED: (invite(s), BaseHeld(BASE), Trained(sealed_for(1)), LinkDown()),
@@ -254,6 +281,9 @@ def test_every_target_of_the_table_is_reached_and_no_other() -> None:
     taken = set()
     for phase in (phase for phase in Phase if phase in TABLE):
         variants = [at(phase)]
+        if phase in (Phase.INVITED, Phase.FETCHING):
+            lost = () if phase is Phase.INVITED else (BaseMissing(BASE),)
+            variants.append(play(idle(), ask(idle()), *lost)[0])
         for change in (LinkDown(), GateClosed("battery_low")):
             variants += [play(s, change)[0] for s in variants]
         for s in variants:
@@ -266,9 +296,83 @@ def test_every_target_of_the_table_is_reached_and_no_other() -> None:
     assert taken - declared == set()
 
 
-def test_evaluating_is_reserved_and_nothing_leads_there() -> None:
-    assert Phase.EVALUATING not in TABLE
-    assert "EVALUATING" not in draw(TABLE)
+def test_the_table_can_be_drawn() -> None:
+    assert "IDLE --> INVITED: EvaluateInvite, Invite" in draw(TABLE)
+    assert "EVALUATING --> IDLE: Evaluated" in draw(TABLE)
+
+
+# -- evaluation ----------------------------------------------------------------------------------
+
+
+def test_the_story_of_one_evaluation() -> None:
+    s, effects = play(idle(), ask(idle()))
+    assert s.phase is Phase.INVITED
+    assert effects[:2] == [CancelWake(CHECK_IN), WakeAt(DEADLINE, 130.0)]
+    assert effects[-1] == LocateBase(BASE, DIGEST)
+    s, effects = play(s, BaseMissing(BASE))
+    assert effects[0] == Fetch(BASE, DIGEST)
+    s, effects = play(s, BaseReady(BASE - 1))
+    assert (s.phase, effects) == (Phase.FETCHING, [])
+    s, effects = play(s, BaseReady(BASE))
+    assert s.phase is Phase.EVALUATING
+    assert effects == [CancelWake(FETCH_AGAIN), Evaluate(3, BASE, Plan())]
+    s, effects = play(s, evaluated())
+    assert s.phase is Phase.IDLE
+    assert sent(effects) == [EvaluationReport(3, BASE, 0.25, 40, {"accuracy": 0.75})]
+    assert WakeAt(CHECK_IN, 100.0) in effects
+    s, effects = play(s, Woke(CHECK_IN))
+    assert isinstance(sent(effects)[0], Available)
+
+
+def test_nothing_of_an_evaluation_is_written_down_and_no_round_is_used_up_by_it() -> None:
+    s, effects = play(idle(), ask(idle()), BaseHeld(BASE), evaluated(), Woke(CHECK_IN))
+    assert not any(isinstance(effect, Persist) for effect in effects)
+    assert s.last_round == 0
+    assert play(s, invite(s, round_number=3))[0].phase is Phase.INVITED
+
+
+def test_a_version_is_evaluated_once_a_boot_whatever_a_broker_repeats() -> None:
+    s, _ = play(idle(), ask(idle()), BaseHeld(BASE), evaluated(), Woke(CHECK_IN))
+    for again in (ask(s), ask(s, check_in=idle().check_in), ask(s, version=BASE - 1)):
+        after, effects = play(s, again)
+        assert after.phase is Phase.IDLE
+        assert [effect.what for effect in effects if isinstance(effect, Report)] == [
+            "invite_ignored"
+        ]
+    assert play(s, ask(s, version=BASE + 1))[0].phase is Phase.INVITED
+
+
+def test_an_order_to_evaluate_that_answers_another_boot_is_ignored_and_forgotten() -> None:
+    for check_in in (BOOT << 32, idle().check_in + 1):
+        s, _ = play(idle(), ask(idle(), version=BASE + 7, check_in=check_in))
+        assert (s.phase, s.evaluated_version) == (Phase.IDLE, -1)
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (GateClosed("battery_low"), "battery_low"),
+        (Woke(DEADLINE), "deadline_passed"),
+        (TrainingFailed(3, "no_examples"), "no_examples"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_done_ends_with_a_reason(event: object, reason: str) -> None:
+    s, effects = play(idle(), ask(idle()), BaseHeld(BASE), event)
+    assert s.phase is Phase.DISCARDED
+    assert sent(effects[-6:])[-1] == Failed(3, reason)
+    assert StopWork(reason) in effects
+
+
+def test_with_a_closed_gate_an_evaluation_is_declined() -> None:
+    s, effects = play(idle(), GateClosed("battery_low"), ask(idle()))
+    assert s.phase is Phase.DECLINED
+    assert sent(effects)[-1] == Declined(s.check_in, 3, "battery_low")
+
+
+def test_a_device_that_works_is_not_disturbed_by_an_order_to_evaluate() -> None:
+    for phase in (*WORKING, *SEALED):
+        with pytest.raises(IllegalStepError):
+            session.advance(at(phase), ask(at(phase), version=BASE + 1), 0.0)
 
 
 # -- the story of one update ---------------------------------------------------------------------
@@ -569,7 +673,8 @@ def test_work_that_is_not_sealed_stops_with_a_reason(
     assert s.phase is Phase.DISCARDED
     assert s.invitation is None
     assert effects[0] == StopWork(reason)
-    assert sent(effects) == [Failed(round=1, reason=reason)]
+    number = 3 if phase is Phase.EVALUATING else 1
+    assert sent(effects) == [Failed(round=number, reason=reason)]
     assert WakeAt(CHECK_IN, 100.0) in effects
 
 

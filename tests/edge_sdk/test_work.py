@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_sdk import EvalResult, Model, TrainingStoppedError, TrainResult
-from edge_sdk.signals import Train, Trained, TrainingFailed
+from edge_sdk.signals import Evaluate, Evaluated, Train, Trained, TrainingFailed
 from edge_sdk.trainer import Stop
-from edge_sdk.work import TrainingWork
+from edge_sdk.work import EvaluationWork, TrainingWork
 from privacy import l2_norm
 from quantization import CODEC_NAMES, codec_of, decode, name_of
 from wire import Manifest, Plan, Tensors
@@ -236,3 +236,75 @@ def test_nothing_is_fed_back_past_a_clip() -> None:
     done = sends("topk_sign", delta, old, clip_norm=0.1)
     assert done.new_residual == {}
     assert l2_norm(decode(done.payload, LARGE.schema)) <= 0.1
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+
+
+class Judge(Trainer):
+    """Only evaluates, as the test says."""
+
+    def __init__(self, judge: Callable[[Model, Stop], EvalResult]) -> None:
+        super().__init__(plus(0.0))
+        self._judge = judge
+
+    def evaluate(self, model: Model, plan: Plan, *, stop: Stop) -> EvalResult:  # noqa: ARG002 - the Protocol's
+        return self._judge(model, stop)
+
+
+def evaluation(judge: Callable[[Model, Stop], EvalResult]) -> EvaluationWork:
+    return EvaluationWork(
+        order=Evaluate(3, 5, Plan()),
+        manifest=MANIFEST,
+        base={"w": np.full((2, 2), 0.5, np.float32)},
+        personal={"head": np.ones(3, np.float32)},
+        make_trainer=lambda: Judge(judge),
+    )
+
+
+def test_an_evaluation_measures_the_version_with_what_is_personal_here() -> None:
+    seen: list[Model] = []
+
+    def judge(model: Model, _stop: Stop) -> EvalResult:
+        seen.append(model)
+        return EvalResult(0.7, 4, {"accuracy": 0.5, "odd": float("nan")})
+
+    done = evaluation(judge)
+    assert done.run() == Evaluated(3, 5, 0.7, 4, {"accuracy": 0.5})
+    assert seen[0].version == 5
+    assert seen[0].tensors["w"][0, 0] == 0.5
+    assert seen[0].tensors["head"][0] == 1.0
+    assert done.examples_seen == 2
+
+
+def judge_raises(error: BaseException) -> Callable[[Model, Stop], EvalResult]:
+    def judge(_model: Model, _stop: Stop) -> EvalResult:
+        raise error
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("judge", "reason"),
+    [
+        (lambda _m, _s: EvalResult(0.5, 0), "no_examples"),
+        (lambda _m, _s: EvalResult(float("inf"), 4), "not_finite"),
+        (judge_raises(ValueError("boom")), "trainer_failed"),
+        (judge_raises(SystemExit(1)), "trainer_failed"),
+        (judge_raises(MemoryError()), "out_of_memory"),
+        (judge_raises(TrainingStoppedError("stop")), "stopped"),
+    ],
+)
+def test_an_evaluation_that_fails_says_why(
+    judge: Callable[[Model, Stop], EvalResult], reason: str
+) -> None:
+    event = evaluation(judge).run()
+    assert isinstance(event, TrainingFailed)
+    assert (event.round, event.reason) == (3, reason)
+
+
+def test_an_evaluation_that_was_stopped_says_nothing_of_the_model() -> None:
+    work_ = evaluation(lambda _m, _s: EvalResult(0.5, 4))
+    work_.stop()
+    assert work_.stopped
+    assert work_.run() == TrainingFailed(3, "stopped", "")

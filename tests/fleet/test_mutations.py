@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from coordinator import buffer
 from coordinator import round as rounds
 from coordinator.aggregation import RoundAggregation
 from coordinator.conductor import Conductor
+from coordinator.evaluating import Evaluations
 from coordinator.headroom import Headroom
 from coordinator.releases import Releases
 from coordinator.service import Coordinator
@@ -21,9 +23,9 @@ from edge_sdk import session
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.journal import MemoryJournal
 from edge_sdk.signals import LinkUp, Trained
-from fleet.nemesis import try_seed
+from fleet.nemesis import Mode, try_seed
 from quantization import Accumulator, Portion
-from wire import Persist, Publish, Rule, WakeAt, chunks, identity
+from wire import Persist, Publish, Rule, WakeAt, Woke, chunks, identity
 from wire.messages import Invite, Receipt, Release, Settled
 
 SEEDS_MAX = 200
@@ -78,8 +80,8 @@ def weight_forgotten(patch: Patch) -> None:
     patch.setattr(
         RoundAggregation,
         "accept",
-        lambda self, update_id, device, weight, payload: right(
-            self, update_id, device, 1 + next(seen) % weight, payload
+        lambda self, update_id, device, weight, payload, **how: right(
+            self, update_id, device, 1 + next(seen) % weight, payload, **how
         ),
     )
 
@@ -103,7 +105,7 @@ def clip_forgets_the_rounds_before(patch: Patch) -> None:
 
 
 def stale_round_accepted(patch: Patch) -> None:
-    patch.setattr(Coordinator, "_is_late", lambda *_: False)
+    patch.setattr(Coordinator, "_why_late", lambda *_: None)
     patch.setattr(Coordinator, "_why_not", lambda *_: None)
     right = Coordinator._describe
 
@@ -255,14 +257,14 @@ def released_before_it_is_on_disk(patch: Patch) -> None:
 
 
 def invited_without_having_spoken(patch: Patch) -> None:
-    right = rounds._invite
+    right = rounds.invite
 
-    def wrong(opened: Any, device: str, check_in: int, now_s: float) -> Publish:
-        publish = right(opened, device, check_in + 1, now_s)
+    def wrong(opened: Any, device: str, check_in: int, left_s: float) -> Publish:
+        publish = right(opened, device, check_in + 1, left_s)
         assert isinstance(publish.message, Invite)
         return publish
 
-    patch.setattr(rounds, "_invite", wrong)
+    patch.setattr(rounds, "invite", wrong)
 
 
 def commit_told_but_not_written(patch: Patch) -> None:
@@ -350,6 +352,80 @@ def commit_forgotten_that_found_no_room(patch: Patch) -> None:
     patch.setattr(Conductor, "_go_on", lambda *_: None)
 
 
+def staleness_forgotten(patch: Patch) -> None:
+    patch.setattr(buffer, "staleness_factor", lambda _staleness: 1.0)
+
+
+def anything_stale_taken(patch: Patch) -> None:
+    patch.setattr(Conductor, "why_late", lambda *_: None)
+
+
+def counted_in_the_round_that_asked_for_it(patch: Patch) -> None:
+    patch.setattr(Coordinator, "_collected_in", lambda _self, number: number)
+
+
+def invitations_not_written_down(patch: Patch) -> None:
+    patch.setattr(Store, "note_invited", lambda *_: None)
+
+
+def buffer_that_ignores_its_deadline(patch: Patch) -> None:
+    right = buffer._woke
+
+    def wrong(state: Any, event: Woke, now_s: float) -> Any:
+        return (state, ()) if event.timer == rounds.DEADLINE else right(state, event, now_s)
+
+    change_row(patch, buffer, rounds.Phase.COLLECTING, Woke, wrong)
+
+
+def invited_beyond_the_room(patch: Patch) -> None:
+    patch.setattr(buffer, "room", lambda _state: 100)
+
+
+def buffer_closed_by_fewer_than_the_quorum(patch: Patch) -> None:
+    right = buffer._close_if_over
+
+    def wrong(state: Any) -> Any:
+        opened = msgspec.structs.replace(state.opened, needed=1)
+        after, effects = right(replace(state, opened=opened))
+        return replace(after, opened=state.opened), effects
+
+    patch.setattr(buffer, "_close_if_over", wrong)
+
+
+def receipt_of_a_buffer_before_commit(patch: Patch) -> None:
+    right = buffer._arrived
+
+    def wrong(state: Any, event: Any, now_s: float) -> Any:
+        after, effects = right(state, event, now_s)
+        return after, tuple(sorted(effects, key=lambda e: not isinstance(e, Publish)))
+
+    change_row(patch, buffer, rounds.Phase.COLLECTING, UpdateArrived, wrong)
+
+
+def trainees_asked_to_evaluate(patch: Patch) -> None:
+    right = Evaluations.begin
+
+    def wrong(self: Any, number: int, version: int, digest: bytes, _t: Any, now_s: float) -> None:
+        right(self, number, version, digest, (), now_s)
+
+    patch.setattr(Evaluations, "begin", wrong)
+
+
+ASYNC_MISTAKES: tuple[Callable[[Patch], None], ...] = (
+    staleness_forgotten,
+    anything_stale_taken,
+    counted_in_the_round_that_asked_for_it,
+    invitations_not_written_down,
+    buffer_that_ignores_its_deadline,
+    invited_beyond_the_room,
+    buffer_closed_by_fewer_than_the_quorum,
+    receipt_of_a_buffer_before_commit,
+    trainees_asked_to_evaluate,
+    settlement_before_the_transaction,
+    duplicate_counted,
+    commit_told_but_not_written,
+)
+
 MISTAKES: tuple[Callable[[Patch], None], ...] = (
     receipt_before_commit,
     settlement_before_the_transaction,
@@ -392,12 +468,12 @@ def patch() -> Iterator[Patch]:
         yield context
 
 
-def found_at(mistake: Callable[[Patch], None], patch: Patch) -> str | None:
+def found_at(mistake: Callable[[Patch], None], patch: Patch, mode: Mode = "safety") -> str | None:
     """The promise that breaks first, or what else gave the mistake away."""
     mistake(patch)
     for seed in range(SEEDS_MAX):
         try:
-            trial = try_seed(seed, "safety")
+            trial = try_seed(seed, mode)
         except Exception as error:  # noqa: BLE001 - a mistake may break the machinery itself
             return f"seed {seed}: {type(error).__name__}: {error}"
         if trial.violation is not None:
@@ -412,3 +488,12 @@ def test_the_nemesis_finds_every_classic_mistake(
     mistake: Callable[[Patch], None], patch: Patch
 ) -> None:
     assert found_at(mistake, patch) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mistake", ASYNC_MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_the_nemesis_finds_every_classic_mistake_of_asynchronous_rounds(
+    mistake: Callable[[Patch], None], patch: Patch
+) -> None:
+    assert found_at(mistake, patch, "async_safety") is not None

@@ -1,6 +1,7 @@
 """A fleet over a real broker."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -24,10 +25,20 @@ def run(
     crypto: Crypto | None = None,
     seed: int = 5,
     told: list[RoundRecord] | None = None,
+    mode: Literal["sync", "async"] = "sync",
+    evaluate_every: int = 0,
 ) -> RunRecord:
     config = FederationConfig(
         federation=Federation(name="toy"),
-        rounds=Rounds(count=3, cohort=5, quorum=quorum, deadline_s=4.0),
+        rounds=Rounds(
+            mode=mode,
+            count=3,
+            cohort=5,
+            quorum=quorum,
+            deadline_s=4.0,
+            evaluate_every=evaluate_every,
+            evaluate_cohort=5,
+        ),
         fleet=Fleet(mix="phones-and-gateways"),
     )
     fleet_run = FleetRun(
@@ -50,6 +61,25 @@ def test_with_quorum_1_and_no_drop_outs_the_same_seed_repeats_its_digests() -> N
     assert one.totals.accepted_ids_digest == two.totals.accepted_ids_digest
     assert other.totals.model_digest != one.totals.model_digest
     assert [r.status for r in one.rounds] == ["committed"] * 3
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rounds_end_and_the_last_model_is_measured_in_either_mode(
+    mode: Literal["sync", "async"],
+) -> None:
+    record = run(None, count=16, quorum=0.6, mode=mode, evaluate_every=3)
+    assert [r.status for r in record.rounds] == ["committed"] * 3
+    assert record.rounds[-1].metrics_source == "devices"
+    assert all((r.staleness is None) == (mode == "sync") for r in record.rounds)
+
+
+def test_an_asynchronous_fleet_survives_garbage_and_devices_that_vanish() -> None:
+    faults = (
+        Fault(kind="garbage", devices=2),
+        Fault(kind="vanish", devices=4, round=2),
+    )
+    record = run(None, count=20, quorum=0.6, mode="async", faults=faults)
+    assert [r.status for r in record.rounds] == ["committed"] * 3
 
 
 def test_signatures_do_not_change_the_model() -> None:

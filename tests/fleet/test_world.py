@@ -7,7 +7,7 @@ import pytest
 
 from coordinator.config import Federation, FederationConfig, Rounds
 from fleet import FleetRun, StubCrypto, run_virtual
-from fleet.nemesis import schedule, shrink, try_seed
+from fleet.nemesis import MODES, Mode, schedule, shrink, try_seed
 from fleet.toy import ToyTask
 from fleet.world import World
 from insight import RunRecord
@@ -72,8 +72,8 @@ def test_a_schedule_follows_from_its_seed() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("block", range(20))
-@pytest.mark.parametrize("mode", ["safety", "liveness"])
-def test_no_promise_is_broken_whatever_breaks(block: int, mode: str) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_no_promise_is_broken_whatever_breaks(block: int, mode: Mode) -> None:
     for seed in range(10 * block, 10 * block + 10):
-        trial = try_seed(seed, mode)  # type: ignore[arg-type] # one of two
+        trial = try_seed(seed, mode)
         assert trial.violation is None, repr(shrink(trial))

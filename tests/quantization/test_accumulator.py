@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quantization import CODEC_NAMES, SHARE_UNITS, Accumulator, Portion, decode, encode
 from tests.quantization.forge import TROUBLE, bell, flat_schema, heavy, schema, tensors_of
-from wire import Schema, Tensors, limits
+from wire import Schema, Tensors, TensorSpec, limits
 from wire.errors import LocalProtocolError, NotFiniteError, RemoteProtocolError, SchemaMismatchError
 
 SCHEMA = schema((2, 3), (), (0,))
@@ -342,3 +342,52 @@ def test_memory_does_not_grow_with_the_number_of_updates(codec: str) -> None:
         tracemalloc.stop()
     assert peaks[1] <= peaks[0] + 50_000
     assert peaks[1] < 16 * 200_000
+
+
+# -- factors ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 100), st.integers(0, 30), st.floats(-4.0, 4.0, width=32)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_discounted_updates_add_the_same_in_any_order_and_to_the_weighted_mean(
+    updates: list[tuple[int, int, float]], chance: random.Random
+) -> None:
+    schema = Schema((TensorSpec("w", (1,)),))
+    factors = [(1.0 + staleness) ** -0.5 for _, staleness, _ in updates]
+    sums = []
+    order = list(range(len(updates)))
+    for _ in range(2):
+        total = Accumulator(schema, weight_cap=100, updates_max=12)
+        for at in order:
+            weight, _, value = updates[at]
+            tensors = {"w": np.array([value], np.float32)}
+            total.add(
+                encode("raw", tensors, schema, seed=0),
+                weight,
+                share=round(factors[at] * SHARE_UNITS),
+            )
+        sums.append(total.finish()[0]["w"])
+        chance.shuffle(order)
+    assert sums[0].tobytes() == sums[1].tobytes()
+    weights = [weight * factor for (weight, _, _), factor in zip(updates, factors, strict=True)]
+    mean = sum(w * value for w, (_, _, value) in zip(weights, updates, strict=True)) / sum(weights)
+    assert float(sums[0][0]) == pytest.approx(mean, abs=1e-4)
+
+
+def test_a_factor_of_one_changes_no_bit() -> None:
+    schema = Schema((TensorSpec("w", (3,)),))
+    payload = encode("raw", {"w": np.array([0.1, -2.0, 3.3], np.float32)}, schema, seed=0)
+    plain, discounted = (Accumulator(schema, weight_cap=9, updates_max=6) for _ in range(2))
+    for weight in (7, 9, 1):
+        plain.add(payload, weight)
+        discounted.add(payload, weight, share=SHARE_UNITS)
+    assert plain.finish()[0]["w"].tobytes() == discounted.finish()[0]["w"].tobytes()
+    plain.merge(discounted)
+    assert plain.finish()[0]["w"].tobytes() == discounted.finish()[0]["w"].tobytes()

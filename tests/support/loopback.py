@@ -11,7 +11,7 @@ from edge_sdk import DeviceDriver, DeviceInfo
 from edge_sdk.journal import Enrolment, MemoryJournal
 from edge_sdk.models import MemoryShelf
 from edge_sdk.signals import GateOpened
-from edge_sdk.work import TrainingWork
+from edge_sdk.work import Work
 from fleet import SeededSecrets, StubCrypto
 from fleet.toy import ToyTask
 from wire import Manifest, Message, Report, Signer, frames
@@ -69,7 +69,7 @@ class Loopback:
         self._task = task
         self._device_model = device_model or task.model()
         self._wire: list[Packet] = []
-        self._works: list[tuple[DeviceDriver, TrainingWork]] = []
+        self._works: list[tuple[DeviceDriver, Work]] = []
         init_state(directory / "coordinator", SeededSecrets(1, "coordinator"))
         self.coordinator = self.boot_coordinator()
         self.signers = [
