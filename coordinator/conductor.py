@@ -13,11 +13,14 @@ import msgspec
 import numpy as np
 
 from coordinator import round as rounds
+from coordinator import sizing
 from coordinator.config import FederationConfig
 from coordinator.evaluation import Evaluator, evaluate, pooled_metrics
 from coordinator.leases import Leases
 from coordinator.models import Models
+from coordinator.participation import Classes, Participation, Past
 from coordinator.planner import Planner
+from coordinator.selection import FLOOR_ROUNDS, FloorWindow, Shares
 from coordinator.signals import (
     Accepted,
     ClockSet,
@@ -53,8 +56,12 @@ from wire.messages import Message, Settled
 PLAN_AGAIN: Final = "plan_again"
 # Check-ins come in bursts; one look at the leases serves for all of a moment.
 PLAN_AFTER_S: Final = 0.02
+# What comes later than this after its round opened says nothing of how long training takes.
+LATE_S_MAX: Final = 86_400.0
 ABANDONED_PAUSE_S: Final = 2.0
 _SEED_MASK: Final = 2**53 - 1
+_FLOAT_BYTES: Final = 4
+BYTE_BUDGET_SPENT: Final = "byte_budget_spent"
 
 _OPEN_PHASES: Final = (rounds.Phase.INVITING, rounds.Phase.COLLECTING, rounds.Phase.CLOSING)
 
@@ -67,6 +74,7 @@ class Conductor:
         store: where everything durable is.
         models: the model through its versions.
         leases: which devices are there.
+        classes: which class each device was enrolled as.
         evaluator: what `task.test()` returned, or None.
         publish: sends a message to a device.
         observe: told every `Report`.
@@ -76,6 +84,9 @@ class Conductor:
         seed: the federation's public seed.
         first_gathering: how many devices to hear before the first round, if they come in time.
         gathering_until_s: when that patience ends, unix seconds.
+
+    Attributes:
+        ended: why the federation is over before its last round; empty while it is not.
     """
 
     def __init__(
@@ -85,6 +96,7 @@ class Conductor:
         store: Store,
         models: Models,
         leases: Leases,
+        classes: Classes,
         evaluator: Evaluator | None,
         publish: Callable[[Message, str], None],
         observe: Callable[[Report], None],
@@ -114,15 +126,23 @@ class Conductor:
         self.planner = Planner(
             config=config,
             leases=leases,
-            taken_part=Counter(row.device for row in store.updates() if row.counted),
+            participation=Participation(classes, store.participation()),
+            window=_window(store, classes),
             seed=seed,
             first_gathering=first_gathering,
             gathering_until_s=gathering_until_s,
         )
+        self._rejected = 0
         self._payloads: dict[bytes, bytes] = {}
         self._sum: Accumulator | None = None
         self._events: deque[object] = deque()
+        self.ended = ""
+        # Sent and received: up to the last round's end, and in this one before a restart.
         self._traffic_before = (0, 0)
+        self._traffic_carried = (0, 0)
+        closed_bytes = store.closed_bytes()
+        self._closed_bytes = sum(closed_bytes)
+        self._last_bytes = deque(closed_bytes, maxlen=sizing.BUDGET_ROUNDS)
         self._declines: dict[str, str] = {}
 
     @property
@@ -142,8 +162,10 @@ class Conductor:
 
     @property
     def finished(self) -> bool:
-        """Whether every round of the federation is closed."""
-        return not self.is_open and self._last_round >= self._config.rounds.count
+        """Whether every round of the federation is closed, or no further one can be paid for."""
+        if self.is_open:
+            return False
+        return bool(self.ended) or self._last_round >= self._config.rounds.count
 
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
@@ -151,6 +173,7 @@ class Conductor:
         if unfinished is not None:
             opened, stored = unfinished
             self._begin(opened)
+            self._traffic_carried = self._store.traffic(opened.round)
             self._declines = self._store.declines(opened.round)
             heard = {row.device for row in self._store.updates(opened.round)} | set(self._declines)
             self.step(Resume(opened, stored, frozenset(heard)), now_s)
@@ -221,6 +244,9 @@ class Conductor:
         if number > self._config.rounds.count:
             self._run_over(now_s)
             return
+        if not self._can_pay():
+            self._run_over(now_s)
+            return
         if not self.link_is_up and now_s >= self.planner.earliest_s(now_s):
             return  # whoever says that it is back asks again
         verdict = self.planner.look(now_s)
@@ -229,9 +255,45 @@ class Conductor:
         if verdict.open_now:
             self._open(number, now_s)
 
+    def _can_pay(self) -> bool:
+        """Whether the federation's byte budget has room for another round; said when it has not."""
+        bytes_max, spent = self._config.rounds.bytes_max, self.spent_bytes
+        if sizing.budget_allows(bytes_max, spent, self._last_bytes):
+            self.ended = ""
+        elif not self.ended:
+            self.ended = BYTE_BUDGET_SPENT
+            self._observe(
+                Report(
+                    BYTE_BUDGET_SPENT,
+                    f"{spent} bytes of {bytes_max} are spent and another round may not fit; raise"
+                    " [rounds] bytes_max to go on",
+                )
+            )
+        return not self.ended
+
+    @property
+    def spent_bytes(self) -> int:
+        """What the coordinator has sent and received, over restarts too."""
+        return self._closed_bytes + sum(self._round_traffic())
+
+    def _round_traffic(self) -> tuple[int, int]:
+        """Sent and received since the last round ended."""
+        (sent, received), (sent_0, received_0) = self._traffic(), self._traffic_before
+        carried = self._traffic_carried
+        return carried[0] + sent - sent_0, carried[1] + received - received_0
+
+    def note_traffic(self) -> None:
+        """Write down what the open round has cost so far, for whoever starts after a crash."""
+        if self.is_open and self.round.opened is not None:
+            self._store.note_traffic(self.round.opened.round, *self._round_traffic())
+
+    def _bytes_both_ways(self) -> int:
+        """What a round costs a device at most: a whole model down, an update up."""
+        return 2 * _FLOAT_BYTES * self._models.schema.parameters
+
     def _open(self, number: int, now_s: float) -> None:
         config = self._config.rounds
-        deadline_at_s = now_s + self.planner.deadline_s()
+        deadline_at_s = now_s + self.planner.deadline_s(self._bytes_both_ways())
         chosen = self.planner.choose(
             number, self.planner.to_invite(), now_s=now_s, deadline_at_s=deadline_at_s
         )
@@ -249,6 +311,7 @@ class Conductor:
             deadline_at_s=deadline_at_s,
             chunk_bytes_max=self.chunk_bytes_max,
             weight_cap=self._config.aggregation.weight_cap,
+            there=self.planner.there(now_s),
         )
         for lease in chosen:
             self._leases.end(lease.device)
@@ -258,7 +321,6 @@ class Conductor:
 
     def _begin(self, opened: RoundOpened) -> None:
         self.round = rounds.RoundState()
-        self._traffic_before = self._traffic()
         self._declines = {}
         self._sum = self._models.sum(weight_cap=opened.weight_cap, updates_max=len(opened.invited))
 
@@ -295,7 +357,10 @@ class Conductor:
             case UpdateSettled():
                 self._store.settle(record)
             case RoundAbandoned():
-                self._store.abandon_round(record)
+                with self._store.transaction():
+                    self._store.abandon_round(record)
+                    changed = self._note_past(record.closed_at_s)
+                self._adopt_past(changed, counted=[])
                 self._note_course(record.round)
                 self.timers[PLAN_AGAIN] = record.closed_at_s + ABANDONED_PAUSE_S
             case _:
@@ -319,12 +384,51 @@ class Conductor:
             commit, state = self._models.next_version(self._sum, effect.round, effect.accepted)
         released = self._store.released("stable")
         keep = frozenset({self._models.version} | ({released["version"]} if released else set()))
-        self._store.commit_round(commit, now_s, keep=keep)
+        with self._store.transaction():
+            self._store.commit_round(commit, now_s, keep=keep)
+            changed = self._note_past(now_s)
         self._models.adopt(commit, state)
         self._sum = None
-        self.planner.round_committed([self.round.owners[key] for key in effect.accepted])
+        self._adopt_past(changed, [self.round.owners[key] for key in effect.accepted])
         self._after_commit(effect.round, now_s)
         return Committed(commit.version, commit.digest)
+
+    # -- what a round leaves of its devices --------------------------------------------------
+
+    def _opened(self) -> RoundOpened:
+        if self.round.opened is None:
+            raise LocalProtocolError("no round has been opened")
+        return self.round.opened
+
+    def _note_past(self, now_s: float) -> dict[str, Past]:
+        """Write the histories that the round changes, in the transaction that ends it."""
+        opened = self._opened()
+        heard = self._store.heard_in(opened)
+        changed = self.planner.participation.after_round(
+            opened.round,
+            opened.invited,
+            heard,
+            self._declines,
+            passed_s=max(now_s - opened.opened_at_s, 0.0),
+            deadline_passed=now_s >= opened.deadline_at_s,
+        )
+        self._rejected = sum(not each.honest for each in heard)
+        self._store.note_participation(changed)
+        return changed
+
+    def _adopt_past(self, changed: dict[str, Past], counted: list[str]) -> None:
+        """Remember what is on disk."""
+        self.planner.round_closed(changed, self._opened().there, counted, self._rejected)
+
+    def note_late(self, device: str, round_number: int, now_s: float) -> None:
+        """An update came when its round was over: at least it is known how long it took."""
+        opened = self._store.round_opened(round_number)
+        after_s = 0.0 if opened is None else now_s - opened.opened_at_s
+        if not 0.0 < after_s <= LATE_S_MAX:
+            return  # of another clock, or of another day
+        changed = self.planner.participation.after_late(device, after_s)
+        self._store.note_participation(changed)
+        self.planner.participation.adopt(changed)
 
     def _after_commit(self, round_number: int, now_s: float) -> None:
         """What is told of a version, none of which it depends on."""
@@ -346,8 +450,21 @@ class Conductor:
     def _note_course(self, round_number: int) -> None:
         """What a report wants to know of a round that is over."""
         self._store.note_declines(round_number, self._declines)
-        sent, received = (
-            after - before
-            for after, before in zip(self._traffic(), self._traffic_before, strict=True)
-        )
+        sent, received = self._round_traffic()
         self._store.note_traffic(round_number, sent, received)
+        self._closed_bytes += sent + received
+        self._last_bytes.append(sent + received)
+        self._traffic_before, self._traffic_carried = self._traffic(), (0, 0)
+
+
+def _window(store: Store, classes: Classes) -> FloorWindow:
+    """The latest rounds by class, as the store has them."""
+    window = FloorWindow()
+    since = max(store.last_round() - FLOOR_ROUNDS + 1, 1)
+    counted = store.counted_by_round(since)
+    for row in store.rounds(since):
+        if row["status"] != "open":
+            there = msgspec.msgpack.decode(row["record"], type=RoundOpened).there
+            of_round = counted.get(row["round"], [])
+            window.rounds.append(Shares(there, Counter(classes(device) for device in of_round)))
+    return window

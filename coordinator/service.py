@@ -23,6 +23,8 @@ from coordinator.identity import Identity
 from coordinator.inbox import Inbox
 from coordinator.leases import Leases
 from coordinator.models import Models
+from coordinator.pace import LEASE_SLACK, Pacer
+from coordinator.participation import Classes
 from coordinator.signals import DeviceAsks, UpdateStored
 from coordinator.store import Store
 from wire import (
@@ -66,14 +68,14 @@ from wire.topics import Address
 
 FLUSH: Final = "flush"
 FLUSH_EVERY_S: Final = 5.0
-# When every round is done, devices look in now and then for releases.
-IDLE_COME_BACK_S: Final = 3_600.0
 STABLE: Final = "stable"
 # What an update is settled with that came when its round had all it needed.
 ROUND_CLOSED: Final = "round_closed"
 _ROUNDS_TOLD_AGAIN: Final = 2
 _BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
+# After a restart a round's invitees and as many again are recalled at once.
+_RECALLED: Final = 2
 
 
 class Coordinator:
@@ -114,6 +116,11 @@ class Coordinator:
         self.store = store
         self.models = Models(manifest, store, config.downlink.codec, now_s)
         self.leases = Leases()
+        rows = store.devices()
+        self.classes = Classes()
+        for name, row in rows.items():
+            self.classes.enrol(name, row["device_class"])
+        self._pacer = Pacer(seed, config.selection.check_ins_per_s_max, now_s)
         self.sent_bytes = 0
         self.received_bytes = 0
         self.rounds = Conductor(
@@ -121,6 +128,7 @@ class Coordinator:
             store=store,
             models=self.models,
             leases=self.leases,
+            classes=self.classes,
             evaluator=evaluator,
             publish=self._publish,
             observe=observe,
@@ -135,7 +143,6 @@ class Coordinator:
         self.crypto = crypto
         self._publish_bytes = publish
         self._observe = observe
-        rows = store.devices()
         self._devices = {
             name: bytes(row["public_key"]) for name, row in rows.items() if row["revoked"] is None
         }
@@ -189,6 +196,7 @@ class Coordinator:
         device = identity.device_id(public_key)
         self.store.admit(device, public_key, device_class, now_s)
         self._devices[device] = public_key
+        self.classes.enrol(device, device_class)
         return device
 
     def start(self, now_s: float) -> None:
@@ -223,21 +231,27 @@ class Coordinator:
         """Say again what may have been lost with the link, or with this process before it.
 
         Settlements of the last rounds may have been lost between the transaction and the broker,
-        and so may invitations. Whoever else was there is asked to speak again now rather than when
-        its lease would have ended: leases are not kept over a restart.
+        and so may invitations. Of the others as many as a round needs are asked to speak again now
+        rather than when their leases would have ended, which are not kept over a restart; and some
+        more after them, at the rate that the file allows.
         """
         last = self.store.last_round()
         for number in range(max(last - _ROUNDS_TOLD_AGAIN, 1), last + 1):
             for row in self.store.updates(number):
                 if row.device in self._devices:
                     self._tell(row.device, row.update_id)
+        others = []
         for device, check_in in sorted(self._check_ins.items()):
             if not check_in or device not in self._devices:
                 continue
             if self.rounds.may_still_train(device, now_s):
                 self.rounds.step(DeviceAsks(device, check_in), now_s)
             else:
-                self._publish(ComeBackAt(check_in, 0.0, "coordinator_is_back"), device)
+                others.append(device)
+        at_once = _RECALLED * self.rounds.planner.to_invite()
+        for device, after_s in self._pacer.recall(others, last, at_once):
+            recall = ComeBackAt(self._check_ins[device], after_s, "coordinator_is_back")
+            self._publish(recall, device)
 
     def wake(self, now_s: float) -> None:
         """Run every timer that is due."""
@@ -289,10 +303,10 @@ class Coordinator:
             self._observe(Report("bad_input", f"{error.reason}: {error}", device))
 
     def release(self, alias: str, version: int, digest: bytes, now_s: float) -> None:
-        """Point an alias at a version, and tell every device that is there."""
+        """Point an alias at a version, and tell devices; some of a large fleet hear it later."""
         self.store.release(alias, version, digest, now_s)
         self._observe(Report("released", f"{alias} is version {version}"))
-        for device in sorted(self._devices):
+        for device in self._pacer.told_at_once(list(self._devices), version):
             self._publish(Release(version, digest, alias), device)
 
     def _run_over(self, now_s: float) -> None:
@@ -317,6 +331,7 @@ class Coordinator:
         answer, enrolled = self._enrolment.redeem(address.device, request, now_s)
         if enrolled:
             self._devices[enrolled] = request.public_key
+            self.classes.enrol(enrolled, request.device_class)
             self._observe(Report("enrolled", request.device_class, enrolled))
         elif isinstance(answer, Refused):
             key = (_NOBODY, answer.reason)
@@ -375,9 +390,20 @@ class Coordinator:
             # It has nothing sealed, or it would not check in, and its round is as good as over.
             self.rounds.lose(device, "deadline_passed", now_s)
         if self.finished:
-            self._publish(ComeBackAt(message.check_in, IDLE_COME_BACK_S, "run_over"), device)
+            idle_s = self._pacer.idle_s(device, message.check_in)
+            self._publish(ComeBackAt(message.check_in, idle_s, "run_over"), device)
             return
-        self.leases.check_in(device, message, now_s)
+        after_s = self._pacer.silence_s(
+            device,
+            message.check_in,
+            message.window_s,
+            opens_in_s=self.rounds.planner.earliest_s(now_s) - now_s,
+            now_s=now_s,
+        )
+        if after_s is not None:
+            self._publish(ComeBackAt(message.check_in, after_s, "not_needed"), device)
+        silent_s = LEASE_SLACK * (after_s or 0.0)
+        self.leases.check_in(device, message, now_s, silent_s=silent_s)
         self.rounds.plan_soon(now_s)
 
     def _lost(self, device: str, reason: str, round_number: int, now_s: float) -> None:
@@ -401,6 +427,7 @@ class Coordinator:
             return
         update = self._describe(device, message, now_s)
         if self._is_late(device, message):
+            self.rounds.note_late(device, message.round, now_s)
             self._refuse(device, update, ROUND_CLOSED, now_s)
             return
         refusal = self._why_not(device, message)
@@ -505,6 +532,7 @@ class Coordinator:
             self.rounds.timers[FLUSH] = now_s + FLUSH_EVERY_S
 
     def _flush(self) -> None:
+        self.rounds.note_traffic()
         if self._incidents:
             self.store.add_incidents(self._incidents)
             self._incidents = {}

@@ -17,7 +17,8 @@ class RoundOpened(msgspec.Struct, frozen=True):
     """A round exists, with everything that a restart needs to go on with it.
 
     `invited` maps device to the check-in that its invitation answers, in the order of selection:
-    who was asked least comes first. `deadline_at_s` is unix time.
+    who was asked least comes first. `deadline_at_s` is unix time. `there` is how many eligible
+    devices there were of each class, as they were enrolled.
     """
 
     round: int
@@ -32,6 +33,7 @@ class RoundOpened(msgspec.Struct, frozen=True):
     deadline_at_s: float
     chunk_bytes_max: int
     weight_cap: int
+    there: dict[str, int] = {}
 
 
 class UpdateStored(msgspec.Struct, frozen=True):

@@ -16,9 +16,10 @@ from coordinator.store._database import StoreError
 from coordinator.store._devices import DeviceTables
 from coordinator.store._ledger import LedgerTables, UpdateRow
 from coordinator.store._models import ModelCommit
+from coordinator.store._participation import ParticipationTables
 
 
-class Store(DeviceTables, LedgerTables):
+class Store(DeviceTables, LedgerTables, ParticipationTables):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 
