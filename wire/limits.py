@@ -6,7 +6,7 @@ A bound is checked *before* the bytes that it bounds are read, copied or allocat
 from typing import Final
 
 PROTOCOL_MAJOR: Final = 1
-PROTOCOL_MINOR: Final = 0
+PROTOCOL_MINOR: Final = 1
 
 # AWS IoT Core, the tightest large broker, takes 128 KB a packet with topic and header.
 PACKET_BYTES_MAX_DEFAULT: Final = 131_072

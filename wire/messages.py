@@ -170,6 +170,18 @@ class Leave(Body, frozen=True, array_like=True):
     reason: Reason = "owner_left"
 
 
+class EvaluationReport(Body, frozen=True, array_like=True):
+    """What a device measured of a version on its hold-out, as it was asked to. Since 1.1."""
+
+    KIND = 32
+    UPLINK = True
+    round: Number
+    version: Count
+    loss: float
+    num_examples: Number
+    metrics: Metrics = {}
+
+
 class Enrolled(Body, frozen=True, array_like=True):
     """The token is redeemed: the device's name, its federation, and its X.509 certificate (PEM)."""
 
@@ -277,6 +289,23 @@ class Revoked(Body, frozen=True, array_like=True):
     reason: Reason
 
 
+class EvaluateInvite(Body, frozen=True, array_like=True):
+    """An answer to check-in `check_in`: measure `version` on the hold-out, train nothing.
+
+    `round` is the one that made the version; an `EvaluationReport` or a `Failed` names it. A
+    coordinator sends it to devices alone whose frames are of minor version 1 or later.
+    """
+
+    KIND = 96
+    UPLINK = False
+    check_in: Number
+    round: Number
+    version: Count
+    model_digest: Digest
+    plan: Plan
+    deadline_s: Annotated[float, Meta(gt=0.0, le=limits.DEADLINE_S_MAX)]
+
+
 Message: TypeAlias = (
     EnrolRequest
     | Available
@@ -287,6 +316,7 @@ Message: TypeAlias = (
     | Failed
     | Gone
     | Leave
+    | EvaluationReport
     | Enrolled
     | Refused
     | Invite
@@ -297,6 +327,7 @@ Message: TypeAlias = (
     | Settled
     | Release
     | Revoked
+    | EvaluateInvite
 )
 
 MESSAGES: Final = MappingProxyType(
@@ -312,6 +343,7 @@ MESSAGES: Final = MappingProxyType(
             Failed,
             Gone,
             Leave,
+            EvaluationReport,
             Enrolled,
             Refused,
             Invite,
@@ -322,6 +354,7 @@ MESSAGES: Final = MappingProxyType(
             Settled,
             Release,
             Revoked,
+            EvaluateInvite,
         )
     }
 )
@@ -329,12 +362,10 @@ MESSAGES: Final = MappingProxyType(
 # Numbers that later versions will give a struct; nothing else may take them.
 RESERVED_KINDS: Final = MappingProxyType(
     {
-        32: "EvaluationReport",
         33: "KeyAdvertisement",
         34: "KeyShares",
         35: "UnmaskShares",
         36: "ReleaseVeto",
-        96: "EvaluateInvite",
         97: "KeyingInvite",
         98: "KeyDirectory",
         99: "UnmaskRequest",

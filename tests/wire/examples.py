@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from wire import Address, Ed25519, device_id, frames, update_id
+from wire import Address, Ed25519, device_id, frames, limits, update_id
 from wire.identity import coordinator_id, token_proof
 from wire.messages import (
     MESSAGES,
@@ -17,6 +17,8 @@ from wire.messages import (
     Declined,
     Enrolled,
     EnrolRequest,
+    EvaluateInvite,
+    EvaluationReport,
     Failed,
     FetchRequest,
     Gone,
@@ -107,6 +109,7 @@ EXAMPLES: Final[Mapping[str, tuple[Message, Address]]] = {
     "failed": (Failed(12, "trainer_failed", "ValueError: no such file"), UP),
     "gone": (Gone(CHECK_IN), UP),
     "leave": (Leave(), UP),
+    "evaluation_report": (EvaluationReport(12, 300, 0.25, 96, {"accuracy": 0.9375}), UP),
     "enrolled": (
         Enrolled(DEVICE, FEDERATION, b"-----BEGIN CERTIFICATE-----\n...\n"),
         ENROL_DOWN,
@@ -137,6 +140,10 @@ EXAMPLES: Final[Mapping[str, tuple[Message, Address]]] = {
     "settled_not_counted": (Settled(UPDATE, counted=False, reason="round_closed"), DOWN),
     "release": (Release(300, OTHER_DIGEST), DOWN),
     "revoked": (Revoked("owner_left"), DOWN),
+    "evaluate_invite": (
+        EvaluateInvite(CHECK_IN, 12, 300, DIGEST, Plan(1, 64, 0.1, 7), 45.5),
+        DOWN,
+    ),
 }
 
 
@@ -160,7 +167,9 @@ def seal(message: Message, address: Address) -> bytes:
     return frames.seal(message, address, signer_of(address))
 
 
-def frame_of_body(kind: int, body: bytes, address: Address, *, minor: int = 0) -> bytes:
+def frame_of_body(
+    kind: int, body: bytes, address: Address, *, minor: int = limits.PROTOCOL_MINOR
+) -> bytes:
     """A frame with a right length, digest and signature around any body at all."""
     signature = signer_of(address).sign(frames.statement(address, minor, kind, body))
     prefix = hashlib.sha256(body).digest()[:8]

@@ -461,7 +461,7 @@ def test_text_that_is_not_utf8_is_a_protocol_error(text: bytes) -> None:
 
 @pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa0", b"\xdc\x00\x01"])
 def test_deep_nesting_is_a_protocol_error(opening: bytes) -> None:
-    for minor in (0, 1):
+    for minor in (0, 1, 2):
         body = b"\x92\x05" + opening * 20_000 + b"\xc0"
         with pytest.raises(RemoteProtocolError):
             open_at(frame_of_body(Gone.KIND, body, UP, minor=minor), UP)
@@ -477,7 +477,7 @@ def test_deep_nesting_is_a_protocol_error(opening: bytes) -> None:
     ],
 )
 def test_a_length_that_lies_is_a_protocol_error(body: bytes) -> None:
-    for kind, minor in itertools.product(KINDS, (0, 1)):
+    for kind, minor in itertools.product(KINDS, (0, 1, 2)):
         address = address_for(kind)
         with pytest.raises(RemoteProtocolError):
             open_at(frame_of_body(kind, body, address, minor=minor), address)
@@ -485,12 +485,14 @@ def test_a_length_that_lies_is_a_protocol_error(body: bytes) -> None:
 
 # -- versions ----------------------------------------------------------------------------------
 
+NEWER = limits.PROTOCOL_MINOR + 1
+
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_field_that_a_newer_minor_appended_is_ignored(name: str) -> None:
     message, address = EXAMPLES[name]
     body = msgspec.msgpack.encode([*fields_of(message), {"of": ["tomorrow", None]}])
-    assert open_at(frame_of_body(message.KIND, body, address, minor=1), address) == message
+    assert open_at(frame_of_body(message.KIND, body, address, minor=NEWER), address) == message
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -505,7 +507,7 @@ def test_a_newer_minor_may_not_change_the_fields_that_we_know() -> None:
     for fields in ([UPDATE[:15]], ["text"], [None, UPDATE], []):
         body = msgspec.msgpack.encode(fields)
         with pytest.raises(RemoteProtocolError):
-            open_at(frame_of_body(Receipt.KIND, body, DOWN, minor=1), DOWN)
+            open_at(frame_of_body(Receipt.KIND, body, DOWN, minor=NEWER), DOWN)
 
 
 class ReceiptOfTomorrow(Body, frozen=True, array_like=True):
@@ -521,20 +523,20 @@ def test_a_frame_of_the_minor_before_ours_has_defaults_for_what_it_lacks(
     today = seal(Receipt(UPDATE), DOWN)
     tomorrow = ReceiptOfTomorrow(UPDATE, "something")
     body = msgspec.msgpack.encode(tomorrow)
-    monkeypatch.setattr(limits, "PROTOCOL_MINOR", 1)
+    monkeypatch.setattr(limits, "PROTOCOL_MINOR", NEWER)
     monkeypatch.setitem(frames._decoders, Receipt.KIND, msgspec.msgpack.Decoder(ReceiptOfTomorrow))
     old: object = open_at(today, DOWN)
-    new: object = open_at(frame_of_body(Receipt.KIND, body, DOWN, minor=1), DOWN)
+    new: object = open_at(frame_of_body(Receipt.KIND, body, DOWN, minor=NEWER), DOWN)
     assert (old, new) == (ReceiptOfTomorrow(UPDATE), tomorrow)
     short = msgspec.msgpack.encode([UPDATE])
     with pytest.raises(RemoteProtocolError, match="canonical"):
-        open_at(frame_of_body(Receipt.KIND, short, DOWN, minor=1), DOWN)
+        open_at(frame_of_body(Receipt.KIND, short, DOWN, minor=NEWER), DOWN)
 
 
 @pytest.mark.parametrize("reserved", sorted(RESERVED_KINDS))
 def test_a_newer_minor_may_not_use_a_kind_that_we_do_not_know(reserved: int) -> None:
     with pytest.raises(UnsupportedVersionError, match="reserved"):
-        open_at(frame_of_body(reserved, b"\x90", DOWN, minor=1), DOWN)
+        open_at(frame_of_body(reserved, b"\x90", DOWN, minor=NEWER), DOWN)
 
 
 # -- the layout --------------------------------------------------------------------------------
@@ -543,13 +545,13 @@ def test_a_newer_minor_may_not_use_a_kind_that_we_do_not_know(reserved: int) -> 
 def test_the_header_is_laid_out_as_the_page_says() -> None:
     data = seal(Receipt(UPDATE), DOWN)
     body = data[82:]
-    assert data[:6] == b"PL\x01\x00\x46\x00"
+    assert data[:6] == b"PL\x01\x01\x46\x00"
     assert data[6:10] == len(body).to_bytes(4, "little")
     assert data[10:18] == hashlib.sha256(body).digest()[:8]
     assert body == b"\x91\xc4\x10" + UPDATE
     statement = b"".join(
         (
-            b"potluck frame\x00\x01\x00\x46\x00",
+            b"potluck frame\x00\x01\x01\x46\x00",
             bytes((len(FEDERATION),)) + FEDERATION.encode(),
             bytes((len(DEVICE),)) + DEVICE.encode(),
             hashlib.sha256(body).digest(),

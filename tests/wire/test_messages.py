@@ -47,6 +47,7 @@ def test_the_numbers_of_kinds_never_change() -> None:
         "Failed": 7,
         "Gone": 8,
         "Leave": 9,
+        "EvaluationReport": 32,
         "Enrolled": 64,
         "Refused": 65,
         "Invite": 66,
@@ -57,6 +58,7 @@ def test_the_numbers_of_kinds_never_change() -> None:
         "Settled": 71,
         "Release": 72,
         "Revoked": 73,
+        "EvaluateInvite": 96,
     }
 
 
@@ -136,6 +138,17 @@ BOUNDS: list[tuple[str, str, list[Any], list[Any]]] = [
     ("invite", "deadline_s", [1e-9, limits.DEADLINE_S_MAX], [0.0, limits.DEADLINE_S_MAX + 1]),
     ("invite", "chunk_bytes_max", [1], [0]),
     ("invite", "plan", [[1, 1, 1.0, 0, 0.0, 0.0], []], [None, {}, [0], 1]),
+    ("evaluation_report", "round", [1], [0]),
+    ("evaluation_report", "version", [0], [-1]),
+    ("evaluation_report", "loss", [-1e9, 1e300], ["1", None]),
+    ("evaluation_report", "num_examples", [1, NUMBER_MAX], [0, NUMBER_MAX + 1]),
+    ("evaluation_report", "metrics", [{}], [{"": 0.0}, {"a": "b"}, []]),
+    ("evaluate_invite", "check_in", [1], [0]),
+    ("evaluate_invite", "round", [1], [0]),
+    ("evaluate_invite", "version", [0], [-1]),
+    ("evaluate_invite", "model_digest", [bytes(32)], [b""]),
+    ("evaluate_invite", "plan", [[]], [None, {}, [0], 1]),
+    ("evaluate_invite", "deadline_s", [1e-9], [0.0, limits.DEADLINE_S_MAX + 1]),
     ("come_back_at", "after_s", [0.0, limits.COME_BACK_S_MAX], [-1.0, limits.COME_BACK_S_MAX + 1]),
     ("model_offer", "from_version", [-1], [-2]),
     ("model_offer", "model_digest", [bytes(32)], [bytes(33)]),
