@@ -38,7 +38,7 @@ class Rounds(Struct, frozen=True, forbid_unknown_fields=True):
     deadline: Literal["fixed", "auto"] = "fixed"
     deadline_s: Annotated[float, Meta(gt=0.0, le=limits.DEADLINE_S_MAX)] = 60.0
     every_s: Annotated[float, Meta(ge=0.0, le=limits.DEADLINE_S_MAX)] = 0.0
-    bytes_max: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    bytes_max: Annotated[int, Meta(ge=0, le=10**15)] = 0
     local_epochs: Annotated[int, Meta(ge=1, le=limits.EPOCHS_MAX)] = 1
     batch: Annotated[int, Meta(ge=1, le=limits.BATCH_MAX)] = 10
     learning_rate: Annotated[float, Meta(gt=0.0, le=1e6)] = 0.1
@@ -70,7 +70,7 @@ class Selection(Struct, frozen=True, forbid_unknown_fields=True):
     min_separation: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     participation_floor: Fraction = 0.5
     adapt_over_select: bool = True
-    check_ins_per_s_max: Annotated[float, Meta(ge=0.1, le=100_000.0)] = 20.0
+    check_ins_per_s_max: Annotated[float, Meta(gt=0.0, le=100_000.0)] = 20.0
 
 
 class Aggregation(Struct, frozen=True, forbid_unknown_fields=True):

@@ -144,6 +144,7 @@ class Classes:
         self._of.setdefault(device, known)
 
     def __call__(self, device: str) -> str:
+        """The class of a device."""
         return self._of.get(device, OTHER_CLASS)
 
 

@@ -62,7 +62,9 @@ def is_eligible(lease: Lease, rules: Selection) -> bool:
 
 def has_rested(past: Past, round_number: int, min_separation: int) -> bool:
     """Whether a device has sat out as many rounds as it should since it was last invited."""
-    return past.last_round == 0 or round_number - past.last_round > min_separation
+    if not min_separation or not past.last_round:
+        return True
+    return round_number - past.last_round > min_separation
 
 
 def lot(seed: int, round_number: int, device: str) -> bytes:
