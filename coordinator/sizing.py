@@ -35,7 +35,7 @@ def to_invite(rounds: Rounds, recent: Recent, *, adapt: bool) -> int:
     Without evidence it is ceil(over_select * cohort). With it, the smallest m for which
     m * p - z * sqrt(m * p * (1 - p)) >= cohort, where p is the measured share of invitations that
     came to an update, smoothed with 1 / over_select (a binomial's mean less a margin, by its normal
-    approximation). At quorum 1 it is the cohort (docs/adr/0004).
+    approximation; z grows with the evidence, so that the number moves and does not jump). At quorum 1 it is the cohort (docs/adr/0004).
 
     Args:
         rounds: the file's `[rounds]`.
@@ -50,7 +50,8 @@ def to_invite(rounds: Rounds, recent: Recent, *, adapt: bool) -> int:
     rate = (recent.delivered + weight / rounds.over_select) / (evidence + weight)
     most = math.ceil(max(OVER_SELECT_MAX, rounds.over_select) * rounds.cohort)
     # m * p - z * sqrt(p * (1 - p)) * sqrt(m) = cohort is a quadratic in sqrt(m).
-    spread = MARGIN_Z * math.sqrt(rate * (1.0 - rate))
+    margin = MARGIN_Z * evidence / (evidence + weight)
+    spread = margin * math.sqrt(rate * (1.0 - rate))
     root = (spread + math.sqrt(spread * spread + 4.0 * rate * rounds.cohort)) / (2.0 * rate)
     return min(max(math.ceil(round(root * root, 6)), rounds.cohort), most)
 

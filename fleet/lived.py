@@ -14,7 +14,7 @@ from edge_sdk.policy import judge
 from edge_sdk.signals import GateOpened
 
 # How long a device has lived when its world begins, and how often its days are looked at.
-DAYS_BEFORE: Final = 6
+DAYS_BEFORE: Final = 4
 LOOK_EVERY_S: Final = 1_800.0
 _DAY_S: Final = 86_400.0
 _WORD: Final = 2**64
