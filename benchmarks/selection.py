@@ -26,7 +26,7 @@ SEEDS: Final = (1, 2, 3)
 QUICK_ROUNDS: Final = 24
 TARGET_ACCURACY: Final = 0.85
 # A device has some five digits, and goes through them five times. Let each stand for some forty
-# pictures of a network of 0.06 GFLOP forward (a MobileNetV2 at 96 pixels), three times for training.
+# pictures of a network of 0.06 GFLOP forward (a MobileNetV2 at 96 pixels), tripled for training.
 FLOPS_PER_EXAMPLE: Final = 7.5e9
 # Policy, and whether over-selection follows the drop-out; the first is the baseline.
 VARIANTS: Final = (
@@ -161,8 +161,8 @@ def selection_table(*, quick: bool) -> list[SelectionRow]:
 def table(rows: Sequence[SelectionRow]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        "| policy | wasted device-seconds | of all | x fewer | time to target | accuracy | invited"
-        " | counted | least class |",
+        "| policy | wasted device-seconds | of all | fewer by | to target | accuracy | invited |"
+        " counted | least class |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:

@@ -420,6 +420,16 @@ class Conductor:
         """Remember what is on disk."""
         self.planner.round_closed(changed, self._opened().there, counted, self._rejected)
 
+    def note_too_slow(self, device: str, round_number: int) -> None:
+        """A device has had the whole of a round that is over, and was not done."""
+        opened = self._store.round_opened(round_number)
+        if opened is None or device not in opened.invited:
+            return
+        whole_s = opened.deadline_at_s - opened.opened_at_s
+        changed = self.planner.participation.after_too_slow(device, whole_s)
+        self._store.note_participation(changed)
+        self.planner.participation.adopt(changed)
+
     def note_late(self, device: str, round_number: int, now_s: float) -> None:
         """An update came when its round was over: at least it is known how long it took."""
         opened = self._store.round_opened(round_number)

@@ -29,6 +29,9 @@ RECENT: Final = 0.9
 LOSS_MAX: Final = 1_000.0
 # Devices choose their class when they enrol; whatever comes after this many is one class.
 CLASSES_MAX: Final = 64
+# What a device says that could not be done in a round's time; it is taken to need this much more.
+TOO_SLOW: Final = "deadline_passed"
+SLOWER_BY: Final = 1.25
 OTHER_CLASS: Final = "other"
 # What an update is settled with that was whole and in time, or that others were quicker than.
 _HONEST: Final = frozenset({"counted", "round_closed", "round_abandoned"})
@@ -188,7 +191,7 @@ class Participation:
         round_number: int,
         invited: Iterable[str],
         heard: Collection[Heard],
-        declined: Collection[str],
+        declined: Mapping[str, str],
         *,
         passed_s: float,
         deadline_passed: bool,
@@ -199,7 +202,7 @@ class Participation:
             round_number: its number.
             invited: devices.
             heard: the updates that were receipted.
-            declined: devices that said that nothing will come.
+            declined: devices that said that nothing will come, and why.
             passed_s: from its opening to its end, in seconds.
             deadline_passed: whether the others have had all the time that they were given.
         """
@@ -216,6 +219,8 @@ class Participation:
                     changes |= {"utility": update.utility, "utility_round": round_number}
             elif device in declined:
                 changes["declined"] = past.declined + 1
+                if declined[device] == TOO_SLOW:
+                    changes["duration_s"] = max(past.duration_s, SLOWER_BY * passed_s)
             else:
                 changes["vanished"] = past.vanished + deadline_passed
                 # It takes longer than this, or it would have been heard.
@@ -223,6 +228,12 @@ class Participation:
                     changes["duration_s"] = max(past.duration_s, passed_s)
             changed[device] = msgspec.structs.replace(past, **changes)
         return changed
+
+    def after_too_slow(self, device: str, whole_s: float) -> dict[str, Past]:
+        """The history of a device that had a whole round's time, and needs longer."""
+        past = self.of(device)
+        duration_s = max(past.duration_s, SLOWER_BY * whole_s)
+        return {device: msgspec.structs.replace(past, duration_s=duration_s)}
 
     def after_late(self, device: str, after_s: float) -> dict[str, Past]:
         """The history that an update changes which came when its round was over."""
@@ -249,31 +260,31 @@ class Participation:
         past = self.pasts.get(device)
         if past is None:
             return rate
-        rounds = max(round_number - past.last_round, 0)
-        weight = FORGET_ROUNDS / (FORGET_ROUNDS + rounds)
+        weight = _remembered(past, round_number)
         return _smoothed(past.delivered * weight, past.lost * weight, rate, CLASS_WEIGHT)
 
-    def class_rate(self, device_class: str) -> float:
-        """The same for a class."""
-        of_class = self._classes.get(device_class, _Sums())
-        rate = _smoothed(self._all.delivered, self._all.lost, DELIVERY_FIRST, ALL_WEIGHT)
-        return _smoothed(of_class.delivered, of_class.lost, rate, ALL_WEIGHT)
-
-    def expected_s(self, device: str) -> float | None:
+    def expected_s(self, device: str, round_number: int) -> float | None:
         """How long it takes from an invitation to its update: the device's, its class's, or all's.
 
         None when nothing has ever come.
         """
-        past = self.pasts.get(device)
-        if past is not None and past.duration_s > 0.0:
-            return past.duration_s
         of_class = self._classes.get(self.class_of(device))
         mean_s = None if of_class is None else of_class.mean_s
-        return self._all.mean_s if mean_s is None else mean_s
+        usual_s = self._all.mean_s if mean_s is None else mean_s
+        past = self.pasts.get(device)
+        if past is None or not past.duration_s or usual_s is None:
+            return usual_s
+        weight = _remembered(past, round_number)
+        return weight * past.duration_s + (1.0 - weight) * usual_s
 
     def durations_s(self) -> list[float]:
         """What is known of how long devices take, the shortest first."""
         return sorted(past.duration_s for past in self.pasts.values() if past.duration_s > 0.0)
+
+
+def _remembered(past: Past, round_number: int) -> float:
+    """What a history weighs, 1 when it is of now."""
+    return FORGET_ROUNDS / (FORGET_ROUNDS + max(round_number - past.last_round, 0))
 
 
 def _averaged(before_s: float, newest_s: float) -> float:

@@ -4,8 +4,11 @@
 
 `availability` prefers devices that are likely to finish by the deadline: they deliver when asked,
 take no longer than the round does, and expect to be there that long. Likelihoods are compared in
-coarse bands, and within a band those come first that took part least, so that ever-present devices
-do not own the model; chance breaks ties.
+coarse bands. Within a band the slow and the fast take turns, in proportion to how many there are
+(tiers, after TiFL, Chai et al., HPDC 2020): whoever is the slowest of a round is the one that a
+full cohort cuts short, and mixed with fast devices that is always the same, after the longest work.
+Then those come first that took part least, so that ever-present devices do not own the model;
+chance breaks ties.
 
 `prioritised` is Oort (Lai et al., OSDI 2021, algorithm 1): statistical utility with a bonus for
 what is stale, a penalty for being slow, and a share for devices that were never tried. Differences
@@ -36,10 +39,13 @@ BANDS: Final = 5
 # it is sure not to.
 _AMPLE: Final = 1.25
 _HOPELESS: Final = 0.75
+# A device that needs more than this share of a round's time is slow.
+SLOW_SHARE: Final = 1.0 / 3.0
 # Over how many rounds a class gets its share.
 FLOOR_ROUNDS: Final = 20
 # However rarely a class delivers, no more than this many seats are reserved for one counted update.
 _SEATS_PER_UPDATE_MAX: Final = 2.0
+_ROUNDS_UP: Final = 0.5
 # Oort, section 7.1 and algorithm 1: exploration falls from 0.9 by 0.98 a round to 0.2; utilities
 # are clipped at their 95 % quantile; alpha is 2; the preferred duration is a pacer's, here the
 # duration that four fifths of the candidates keep to.
@@ -187,10 +193,17 @@ def chance_to_finish(lease: Lease, question: Question, participation: Participat
     allowed_s = max(question.deadline_at_s - question.now_s, 0.001)
     stays_s = max(lease.stays_until_s - question.now_s, 0.0)
     rate = participation.delivery_rate(lease.device, question.round_number)
-    expected_s = participation.expected_s(lease.device)
+    expected_s = participation.expected_s(lease.device, question.round_number)
     if expected_s is None:
         return rate * min(stays_s / allowed_s, 1.0)
     return rate * _fits(expected_s, allowed_s) * _fits(expected_s, stays_s)
+
+
+def _is_slow(lease: Lease, question: Question, participation: Participation) -> bool:
+    """Whether a device takes a good part of the round; of one that is not known nobody can say."""
+    expected_s = participation.expected_s(lease.device, question.round_number)
+    allowed_s = question.deadline_at_s - question.now_s
+    return expected_s is not None and expected_s > SLOW_SHARE * allowed_s
 
 
 def _fits(needs_s: float, has_s: float) -> float:
@@ -207,10 +220,14 @@ def _by_lot(
 def _by_availability(
     leases: Sequence[Lease], question: Question, participation: Participation
 ) -> list[Lease]:
+    slow = {each.device: _is_slow(each, question, participation) for each in leases}
+    share = sum(slow.values()) / max(len(slow), 1)
+    turn_of_slow = int(question.round_number * share) > int((question.round_number - 1) * share)
     return sorted(
         leases,
         key=lambda each: (
             -int(chance_to_finish(each, question, participation) * BANDS),
+            slow[each.device] != turn_of_slow,
             participation.of(each.device).counted,
             lot(question.seed, question.round_number, each.device),
         ),
@@ -282,20 +299,17 @@ def _seated(
     """The first `count`, but with seats reserved for classes that are behind."""
     owed = window.owed(there, question.rules.participation_floor, question.cohort)
     present = sum(there.values())
-    seats: dict[str, int] = {}
-    left = question.count
-    for name in sorted(owed, key=lambda name: (-owed[name], name)):
-        per_update = min(1.0 / participation.class_rate(name), _SEATS_PER_UPDATE_MAX)
-        # Never more than its share: what it has missed comes back over several rounds.
-        most = math.ceil(question.count * there[name] / present)
-        seats[name] = min(round(owed[name] * per_update), most, left)
-        left -= seats[name]
+    # Never more than its share: what a class has missed comes back over several rounds.
+    most = {name: math.ceil(question.count * there[name] / present) for name in owed}
     reserved: list[Lease] = []
     others: list[Lease] = []
     for lease in ranked:
         name = participation.class_of(lease.device)
-        if seats.get(name, 0) > 0:
-            seats[name] -= 1
+        # Half an update is rounded to one, and down to none.
+        if owed.get(name, 0.0) >= _ROUNDS_UP and most[name] and len(reserved) < question.count:
+            chance = chance_to_finish(lease, question, participation)
+            owed[name] -= max(chance, 1.0 / _SEATS_PER_UPDATE_MAX)
+            most[name] -= 1
             reserved.append(lease)
         else:
             others.append(lease)

@@ -24,7 +24,7 @@ from coordinator.inbox import Inbox
 from coordinator.leases import Leases
 from coordinator.models import Models
 from coordinator.pace import LEASE_SLACK, Pacer
-from coordinator.participation import Classes
+from coordinator.participation import TOO_SLOW, Classes
 from coordinator.signals import DeviceAsks, UpdateStored
 from coordinator.store import Store
 from wire import (
@@ -410,6 +410,8 @@ class Coordinator:
         if self.leases.end(device) or device in self.rounds.round.waiting_for:
             self._observe(Report("declined", reason, device))
         current = self.rounds.round
+        if reason == TOO_SLOW and round_number and device not in current.waiting_for:
+            self.rounds.note_too_slow(device, round_number)
         if current.opened is None or not self.rounds.is_open:
             self.rounds.plan_soon(now_s)
         elif round_number in (0, current.opened.round) and device in current.waiting_for:

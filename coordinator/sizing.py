@@ -35,7 +35,8 @@ def to_invite(rounds: Rounds, recent: Recent, *, adapt: bool) -> int:
     Without evidence it is ceil(over_select * cohort). With it, the smallest m for which
     m * p - z * sqrt(m * p * (1 - p)) >= cohort, where p is the measured share of invitations that
     came to an update, smoothed with 1 / over_select (a binomial's mean less a margin, by its normal
-    approximation; z grows with the evidence, so that the number moves and does not jump). At quorum 1 it is the cohort (docs/adr/0004).
+    approximation; z grows with the evidence, so that the number moves and does not jump). At
+    quorum 1 it is the cohort (docs/adr/0004).
 
     Args:
         rounds: the file's `[rounds]`.

@@ -75,7 +75,7 @@ def test_sums_of_a_class_are_those_of_its_devices_whatever_changes() -> None:
         assert participation.delivery_rate(device, 20) == pytest.approx(
             afresh.delivery_rate(device, 20)
         )
-        assert participation.expected_s(device) == pytest.approx(afresh.expected_s(device))
+        assert participation.expected_s(device, 20) == pytest.approx(afresh.expected_s(device, 20))
 
 
 # -- what may be expected ------------------------------------------------------------------------
@@ -83,14 +83,15 @@ def test_sums_of_a_class_are_those_of_its_devices_whatever_changes() -> None:
 
 def test_a_device_that_is_not_known_is_taken_to_be_like_its_class() -> None:
     participation = known(a1=Past(50, 10, 10, 0, 40, 300.0, 1), b1=Past(50, 50, 50, 0, 0, 20.0, 1))
-    assert participation.expected_s("a2") == 300.0
-    assert participation.expected_s("b2") == 20.0
-    assert participation.expected_s("c2") == 160.0
-    assert participation.delivery_rate("a2", 2) < 0.4 < 0.9 < participation.delivery_rate("b2", 2)
+    assert participation.expected_s("a2", 2) == 300.0
+    assert participation.expected_s("b2", 2) == 20.0
+    assert participation.expected_s("c2", 2) == 160.0
+    assert participation.delivery_rate("a2", 2) < 0.4
+    assert participation.delivery_rate("b2", 2) > 0.9
 
 
 def test_of_nobody_anything_is_expected_that_was_not_measured() -> None:
-    assert known().expected_s("a1") is None
+    assert known().expected_s("a1", 1) is None
     assert known().delivery_rate("a1", 1) == pytest.approx(0.9)
 
 
@@ -166,7 +167,7 @@ def test_a_file_of_the_first_schema_knows_afterwards_who_delivered(tmp_path: Pat
     db.executescript(_FIRST + "PRAGMA user_version=1;")
     for number, (device, counted) in enumerate([("a", 1), ("a", 0), ("b", 1)]):
         db.execute(
-            "INSERT INTO updates VALUES (?, ?, ?, 0, 10, 10, 5, x'00', x'80', 1.0, 2.0, ?, 'counted')",
+            "INSERT INTO updates VALUES (?, ?, ?, 0, 10, 10, 5, x'00', x'80', 1.0, 2.0, ?, 'c')",
             (bytes([number]), device, number + 1, counted),
         )
     db.commit()
