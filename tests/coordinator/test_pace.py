@@ -44,7 +44,7 @@ def fleet_check_ins(count: int, until_s: float, *, every_s: float = 0.0) -> list
 def busiest_minute(spoken: list[float], since_s: float) -> float:
     """Check-ins per second in the busiest minute from a time on."""
     later = np.array([at for at in spoken if at >= since_s])
-    return max(np.searchsorted(later, later + 60.0) - np.arange(len(later))) / 60.0
+    return float(max(np.searchsorted(later, later + 60.0) - np.arange(len(later)))) / 60.0
 
 
 @pytest.mark.parametrize("count", [10, 100, 1_000, 2_500, 5_000])
