@@ -53,6 +53,7 @@ def one_day(profile: DeviceProfile, monkeypatch: pytest.MonkeyPatch, seed: int =
     return run_virtual(FleetRun(config=config, task=task, count=10, seed=seed, crypto=StubCrypto()))
 
 
+@pytest.mark.slow
 def test_devices_vanish_as_often_as_their_class_does_and_their_time_is_wasted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -68,6 +69,7 @@ def test_devices_vanish_as_often_as_their_class_does_and_their_time_is_wasted(
     assert flaky.totals.wasted_device_s > calm.totals.wasted_device_s
 
 
+@pytest.mark.slow
 def test_devices_reboot_as_often_as_their_class_does(monkeypatch: pytest.MonkeyPatch) -> None:
     restless = replace(load_class("pi-5"), vanish_per_round=0.0, reboots_per_day=60.0)
     first, second = one_day(restless, monkeypatch), one_day(restless, monkeypatch)
@@ -77,6 +79,7 @@ def test_devices_reboot_as_often_as_their_class_does(monkeypatch: pytest.MonkeyP
     assert all(record.status == "committed" for record in first.rounds)
 
 
+@pytest.mark.slow
 def test_a_record_says_who_took_part_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
     (only,) = one_day(load_class("pi-5"), monkeypatch).participation
     assert (only.device_class, only.there, only.ratio) == ("pi-5", 1.0, 1.0)
