@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from coordinator import buffer
+from coordinator import buffer, sizing
 from coordinator import round as rounds
 from coordinator.aggregation import RoundAggregation
 from coordinator.config import FederationConfig
@@ -23,9 +23,11 @@ from coordinator.evaluation import Evaluator, evaluate, pooled_metrics
 from coordinator.headroom import Headroom
 from coordinator.leases import Leases
 from coordinator.models import Models
+from coordinator.participation import Classes, Participation, Past
 from coordinator.planner import Planner
 from coordinator.quarantine import QUARANTINED, Quarantine
 from coordinator.retention import Keeper
+from coordinator.selection import FLOOR_ROUNDS, FloorWindow, Shares
 from coordinator.signals import (
     Accepted,
     Chosen,
@@ -65,6 +67,8 @@ from wire.messages import EvaluationReport, Message, Settled
 PLAN_AGAIN: Final = "plan_again"
 # Check-ins come in bursts; one look at the leases serves for all of a moment.
 PLAN_AFTER_S: Final = 0.02
+# What comes later than this after its round opened says nothing of how long training takes.
+LATE_S_MAX: Final = 86_400.0
 ABANDONED_PAUSE_S: Final = 2.0
 # What could not be written for lack of space is tried again this often, in seconds.
 DISK_AGAIN: Final = "disk_again"
@@ -77,6 +81,8 @@ TOO_STALE: Final = "too_stale"
 _SEED_MASK: Final = 2**53 - 1
 _PAUSED: Final = "paused"
 _ALL: Final = 1 << 30
+_FLOAT_BYTES: Final = 4
+BYTE_BUDGET_SPENT: Final = "byte_budget_spent"
 
 _OPEN_PHASES: Final = (rounds.Phase.INVITING, rounds.Phase.COLLECTING, rounds.Phase.CLOSING)
 
@@ -89,6 +95,7 @@ class Conductor:
         store: where everything durable is.
         models: the model through its versions.
         leases: which devices are there.
+        classes: which class each device was enrolled as.
         evaluator: what `task.test()` returned, or None.
         publish: sends a message to a device.
         observe: told every `Report`.
@@ -102,6 +109,9 @@ class Conductor:
         seed: the federation's public seed.
         first_gathering: how many devices to hear before the first round, if they come in time.
         gathering_until_s: when that patience ends, unix seconds.
+
+    Attributes:
+        ended: why the federation is over before its last round; empty while it is not.
     """
 
     def __init__(
@@ -111,6 +121,7 @@ class Conductor:
         store: Store,
         models: Models,
         leases: Leases,
+        classes: Classes,
         evaluator: Evaluator | None,
         publish: Callable[[Message, str], None],
         observe: Callable[[Report], None],
@@ -151,7 +162,8 @@ class Conductor:
         self.planner = Planner(
             config=config,
             leases=leases,
-            taken_part=Counter(row.device for row in store.updates() if row.counted),
+            participation=Participation(classes, store.participation()),
+            window=_window(store, classes),
             seed=seed,
             first_gathering=first_gathering,
             gathering_until_s=gathering_until_s,
@@ -170,6 +182,7 @@ class Conductor:
             quarantine_s=config.aggregation.quarantine_s,
             share_max=config.aggregation.attackers_max,
         )
+        self._rejected = 0
         self._payloads: dict[bytes, bytes] = {}
         self._aggregation: RoundAggregation | None = None
         # Why an update that is about to be settled was refused: its device's fault.
@@ -178,7 +191,13 @@ class Conductor:
         self._events: deque[object] = deque()
         self._postponed: deque[object] = deque()
         self._release_waits = False
+        self.ended = ""
+        # Sent and received: up to the last round's end, and in this one before a restart.
         self._traffic_before = (0, 0)
+        self._traffic_carried = (0, 0)
+        closed_bytes = store.closed_bytes()
+        self._closed_bytes = sum(closed_bytes)
+        self._last_bytes = deque(closed_bytes, maxlen=sizing.BUDGET_ROUNDS)
         self._declines: dict[str, str] = {}
         # Of an open buffer: when each device was invited to it, and whose update for it is decided.
         self._invited_at: dict[str, float] = {}
@@ -249,9 +268,12 @@ class Conductor:
 
     @property
     def finished(self) -> bool:
-        """Whether every round of the federation is closed, and its last model measured."""
-        over = not self.is_open and self._all_done and not self._release_waits
-        return over and not self.evaluations.is_open
+        """Whether every round of the federation is closed, and its last model measured.
+
+        Or no further round can be paid for.
+        """
+        over = not self.is_open and (self._all_done or bool(self.ended))
+        return over and not self._release_waits and not self.evaluations.is_open
 
     @property
     def _all_done(self) -> bool:
@@ -270,6 +292,7 @@ class Conductor:
         if unfinished is not None:
             opened, stored = unfinished
             self._begin(opened)
+            self._traffic_carried = self._store.traffic(opened.round)
             self._declines = self._store.declines(opened.round)
             heard = {row.device for row in self._store.updates(opened.round)} | set(self._declines)
             flights = self._store.flights(now_s)
@@ -429,6 +452,7 @@ class Conductor:
             self.plan_soon(now_s)
             return
         held_up = self._all_done or self.paused or self._next_config is not None
+        held_up = held_up or not self._can_pay()
         if self._config.rounds.mode == "async" and not held_up and self._headroom.has_room(0):
             self._open_buffer(self._numbering.next_round(self._last_round), now_s)
 
@@ -529,8 +553,9 @@ class Conductor:
         """Put a new file in force; then whether there is nothing left to open, or no room to."""
         try:
             self._apply()
-            self._release_waits = self._all_done
-            if self._all_done:
+            over = self._all_done or not self._can_pay()
+            self._release_waits = over
+            if over:
                 self._ask_evaluators(now_s)
                 if not self.evaluations.is_open:
                     self._run_over(now_s)
@@ -539,11 +564,47 @@ class Conductor:
             self._headroom.ran_out()
             self.timers[PLAN_AGAIN] = now_s + DISK_AGAIN_S
             return True
-        return self._all_done
+        return over
+
+    def _can_pay(self) -> bool:
+        """Whether the federation's byte budget has room for another round; said when it has not."""
+        bytes_max, spent = self._config.rounds.bytes_max, self.spent_bytes
+        if sizing.budget_allows(bytes_max, spent, self._last_bytes):
+            self.ended = ""
+        elif not self.ended:
+            self.ended = BYTE_BUDGET_SPENT
+            self._observe(
+                Report(
+                    BYTE_BUDGET_SPENT,
+                    f"{spent} bytes of {bytes_max} are spent and another round may not fit; raise"
+                    " [rounds] bytes_max to go on",
+                )
+            )
+        return not self.ended
+
+    @property
+    def spent_bytes(self) -> int:
+        """What the coordinator has sent and received, over restarts too."""
+        return self._closed_bytes + sum(self._round_traffic())
+
+    def _round_traffic(self) -> tuple[int, int]:
+        """Sent and received since the last round ended."""
+        (sent, received), (sent_0, received_0) = self._traffic(), self._traffic_before
+        carried = self._traffic_carried
+        return carried[0] + sent - sent_0, carried[1] + received - received_0
+
+    def note_traffic(self) -> None:
+        """Write down what the open round has cost so far, for whoever starts after a crash."""
+        if self.is_open and self.round.opened is not None:
+            self._store.note_traffic(self.round.opened.round, *self._round_traffic())
+
+    def _bytes_both_ways(self) -> int:
+        """What a round costs a device at most: a whole model down, an update up."""
+        return 2 * _FLOAT_BYTES * self._models.schema.parameters
 
     def _open(self, number: int, now_s: float) -> None:
         config = self._config.rounds
-        deadline_at_s = now_s + self.planner.deadline_s()
+        deadline_at_s = now_s + self.planner.deadline_s(self._bytes_both_ways())
         chosen = self.planner.choose(
             number, self.planner.to_invite(), now_s=now_s, deadline_at_s=deadline_at_s
         )
@@ -564,7 +625,7 @@ class Conductor:
     def _open_buffer(self, number: int, now_s: float) -> None:
         """Open an asynchronous round: whoever is at work for an earlier one may fill it, too."""
         config = self._config.rounds
-        deadline_at_s = now_s + self.planner.deadline_s()
+        deadline_at_s = now_s + self.planner.deadline_s(self._bytes_both_ways())
         flights = self.round.flights if self._fills_buffer else self._store.flights(now_s)
         opened = msgspec.structs.replace(
             self._round_from(number, now_s, deadline_at_s, config.cohort),
@@ -640,11 +701,11 @@ class Conductor:
             chunk_bytes_max=self.chunk_bytes_max,
             weight_cap=self._config.aggregation.weight_cap,
             aggregation=self._config.aggregation.plan(),
+            there=self.planner.there(now_s),
         )
 
     def _begin(self, opened: RoundOpened) -> None:
         self.round = rounds.RoundState()
-        self._traffic_before = self._traffic()
         self._declines = {}
         self._offences = {}
         self._invited_at = {}
@@ -692,7 +753,10 @@ class Conductor:
             case UpdateSettled():
                 self._settle(record)
             case RoundAbandoned():
-                self._store.abandon_round(record)
+                with self._store.transaction():
+                    self._store.abandon_round(record)
+                    changed = self._note_past(record.closed_at_s)
+                self._adopt_past(changed, counted=[])
                 self._note_course(record.round)
                 self.timers[PLAN_AGAIN] = record.closed_at_s + ABANDONED_PAUSE_S
             case _:
@@ -747,10 +811,11 @@ class Conductor:
         with self._store.transaction():  # an operator may release a version at this very moment
             self._store.commit_round(commit, now_s, keep=self._needed_versions())
             kept_out = self.quarantine.score(outcome.scores, effect.round, now_s)
+            changed = self._note_past(now_s)
         self._models.adopt(commit, state)
         self._aggregation = None
         trained = [self.round.owners[key] for key in effect.accepted]
-        self.planner.round_committed(trained)
+        self._adopt_past(changed, trained)
         for device, why in kept_out:
             self._keep_out(device, why)
         self._after_commit(effect.round, now_s)
@@ -763,6 +828,59 @@ class Conductor:
 
     def _payload(self, update_id: bytes) -> bytes:
         return self._payloads.get(update_id) or self._store.payload(update_id)
+
+    # -- what a round leaves of its devices --------------------------------------------------
+
+    def _opened(self) -> RoundOpened:
+        if self.round.opened is None:
+            raise LocalProtocolError("no round has been opened")
+        return self.round.opened
+
+    def _note_past(self, now_s: float) -> dict[str, Past]:
+        """Write the histories that the round changes, in the transaction that ends it."""
+        opened = self._opened()
+        heard = self._store.heard_in(opened)
+        # Of a buffer's devices those count that are back: the others are still at work.
+        invited = (
+            {each.device for each in heard} | set(self._declines)
+            if self._fills_buffer
+            else opened.invited
+        )
+        changed = self.planner.participation.after_round(
+            opened.round,
+            invited,
+            heard,
+            self._declines,
+            passed_s=max(now_s - opened.opened_at_s, 0.0),
+            deadline_passed=now_s >= opened.deadline_at_s,
+        )
+        self._rejected = sum(not each.honest for each in heard)
+        self._store.note_participation(changed)
+        return changed
+
+    def _adopt_past(self, changed: dict[str, Past], counted: list[str]) -> None:
+        """Remember what is on disk."""
+        self.planner.round_closed(changed, self._opened().there, counted, self._rejected)
+
+    def note_too_slow(self, device: str, round_number: int) -> None:
+        """A device has had the whole of a round that is over, and was not done."""
+        opened = self._store.round_opened(round_number)
+        if opened is None or device not in opened.invited:
+            return
+        whole_s = opened.deadline_at_s - opened.opened_at_s
+        changed = self.planner.participation.after_too_slow(device, whole_s)
+        self._store.note_participation(changed)
+        self.planner.participation.adopt(changed)
+
+    def note_late(self, device: str, round_number: int, now_s: float) -> None:
+        """An update came when its round was over: at least it is known how long it took."""
+        opened = self._store.round_opened(round_number)
+        after_s = 0.0 if opened is None else now_s - opened.opened_at_s
+        if not 0.0 < after_s <= LATE_S_MAX:
+            return  # of another clock, or of another day
+        changed = self.planner.participation.after_late(device, after_s)
+        self._store.note_participation(changed)
+        self.planner.participation.adopt(changed)
 
     def _after_commit(self, round_number: int, now_s: float) -> None:
         """What is told of a version, none of which it depends on."""
@@ -797,13 +915,13 @@ class Conductor:
 
     def _note_course(self, round_number: int) -> None:
         """What a report wants to know of a round that is over."""
-        sent, received = (
-            after - before
-            for after, before in zip(self._traffic(), self._traffic_before, strict=True)
-        )
+        sent, received = self._round_traffic()
         with self._headroom.or_not(), self._store.transaction():
             self._store.note_declines(round_number, self._declines)
             self._store.note_traffic(round_number, sent, received)
+        self._closed_bytes += sent + received
+        self._last_bytes.append(sent + received)
+        self._traffic_before, self._traffic_carried = self._traffic(), (0, 0)
         self.timers[LET_GO] = 0.0
 
     def _let_go(self, now_s: float) -> None:
@@ -811,3 +929,16 @@ class Conductor:
         with self._headroom.or_not():
             if self._keeper.step(self._config.retention, self._models.version, now_s):
                 self.timers[LET_GO] = now_s + LET_GO_AGAIN_S
+
+
+def _window(store: Store, classes: Classes) -> FloorWindow:
+    """The latest rounds by class, as the store has them."""
+    window = FloorWindow()
+    since = max(store.last_round() - FLOOR_ROUNDS + 1, 1)
+    counted = store.counted_by_round(since)
+    for row in store.rounds(since):
+        if row["status"] != "open":
+            there = msgspec.msgpack.decode(row["record"], type=RoundOpened).there
+            of_round = counted.get(row["round"], [])
+            window.rounds.append(Shares(there, Counter(classes(device) for device in of_round)))
+    return window

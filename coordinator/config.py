@@ -36,8 +36,10 @@ class Rounds(Struct, frozen=True, forbid_unknown_fields=True):
     cohort: Annotated[int, Meta(ge=1, le=limits.UPDATES_PER_ROUND_MAX)] = 20
     over_select: Annotated[float, Meta(ge=1.0, le=10.0)] = 1.3
     quorum: Share = 0.7
+    deadline: Literal["fixed", "auto"] = "fixed"
     deadline_s: Annotated[float, Meta(gt=0.0, le=limits.DEADLINE_S_MAX)] = 60.0
     every_s: Annotated[float, Meta(ge=0.0, le=limits.DEADLINE_S_MAX)] = 0.0
+    bytes_max: Annotated[int, Meta(ge=0, le=10**15)] = 0
     local_epochs: Annotated[int, Meta(ge=1, le=limits.EPOCHS_MAX)] = 1
     batch: Annotated[int, Meta(ge=1, le=limits.BATCH_MAX)] = 10
     learning_rate: Annotated[float, Meta(gt=0.0, le=1e6)] = 0.1
@@ -57,7 +59,7 @@ class Rounds(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def to_invite(self) -> int:
-        """Devices invited to a round: ceil(over_select * cohort).
+        """Devices invited to a round before any drop-out was measured: ceil(over_select * cohort).
 
         At quorum 1 the whole cohort is needed by name, so nobody is invited beyond it: which
         updates count then does not depend on who was faster (docs/adr/0004).
@@ -70,10 +72,14 @@ class Rounds(Struct, frozen=True, forbid_unknown_fields=True):
 class Selection(Struct, frozen=True, forbid_unknown_fields=True):
     """[selection]: which of the devices that are there are asked."""
 
-    policy: Literal["random", "availability"] = "availability"
+    policy: Literal["random", "availability", "prioritised"] = "availability"
     min_battery: Fraction = 0.3
     require_charging: bool = False
     allow_metered: bool = False
+    min_separation: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    participation_floor: Fraction = 0.5
+    adapt_over_select: bool = True
+    check_ins_per_s_max: Annotated[float, Meta(gt=0.0, le=100_000.0)] = 20.0
 
 
 class Aggregation(Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ from wire.messages import Available
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A device's promise to be there until `until_s`."""
+    """A device's promise to be there until `until_s`; it expects to be until `stays_until_s`."""
 
     device: str
     check_in: int
@@ -23,6 +23,7 @@ class Lease:
     charging: bool
     metered: bool
     held_version: int
+    stays_until_s: float
 
 
 class Leases:
@@ -34,17 +35,24 @@ class Leases:
         self._expected: set[str] = set()
         self._gone: dict[str, int] = {}
 
-    def check_in(self, device: str, message: Available, now_s: float) -> Lease:
-        """A device speaks; its newest word replaces the last."""
+    def check_in(
+        self, device: str, message: Available, now_s: float, *, silent_s: float = 0.0
+    ) -> Lease:
+        """A device speaks; its newest word replaces the last.
+
+        Whoever is asked to be silent for `silent_s` is there as long, if it expects to be.
+        """
+        stays_s = max(message.stays_s, message.window_s)
         lease = Lease(
             device=device,
             check_in=message.check_in,
-            until_s=now_s + message.window_s,
+            until_s=now_s + max(message.window_s, min(silent_s, stays_s)),
             device_class=message.device_class,
             battery_fraction=message.battery_fraction,
             charging=message.charging,
             metered=message.metered,
             held_version=message.held_version,
+            stays_until_s=now_s + stays_s,
         )
         self._leases[device] = lease
         self._heard.add(device)
@@ -73,7 +81,9 @@ class Leases:
     def on_clock_step(self, by_s: float) -> None:
         """Somebody has set the clock: a promise lasts as long as it was given for."""
         self._leases = {
-            device: replace(lease, until_s=lease.until_s + by_s)
+            device: replace(
+                lease, until_s=lease.until_s + by_s, stays_until_s=lease.stays_until_s + by_s
+            )
             for device, lease in self._leases.items()
         }
 

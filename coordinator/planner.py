@@ -5,13 +5,15 @@ rounds went.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from coordinator import selection, sizing
 from coordinator.config import FederationConfig
 from coordinator.leases import Lease, Leases
-from coordinator.selection import is_eligible, select
+from coordinator.participation import Participation, Past
+from coordinator.selection import FloorWindow, Question, Shares
 
 # How long a round waits for connected devices that are about to speak.
 PATIENCE_S: Final = 2.0
@@ -31,10 +33,12 @@ class Planner:
     Args:
         config: the federation's file.
         leases: which devices are there.
-        taken_part: device -> how many of its updates were counted so far.
+        participation: what was seen of each device so far.
+        window: the latest rounds by class.
         seed: the federation's public seed.
         first_gathering: how many devices to hear before the first round, if they come in time.
         gathering_until_s: when that patience ends, unix seconds.
+        excluded: devices that are not to be invited, whatever they say.
     """
 
     def __init__(
@@ -42,14 +46,18 @@ class Planner:
         *,
         config: FederationConfig,
         leases: Leases,
-        taken_part: Counter[str],
+        participation: Participation,
+        window: FloorWindow,
         seed: int,
         first_gathering: int,
         gathering_until_s: float,
+        excluded: Callable[[str], bool] = lambda _device: False,
     ) -> None:
+        self.excluded = excluded
+        self.participation = participation
         self._config = config
         self._leases = leases
-        self._taken_part = taken_part
+        self._window = window
         self._seed = seed
         self._first_gathering = first_gathering
         self._gathering_until_s = gathering_until_s
@@ -62,9 +70,30 @@ class Planner:
         """A round opened, now or before a restart."""
         self._not_before_s = at_s + self._config.rounds.every_s
 
-    def round_committed(self, devices: Iterable[str]) -> None:
-        """Updates of these devices were counted."""
-        self._taken_part.update(devices)
+    def round_closed(
+        self,
+        changed: Mapping[str, Past],
+        there: Mapping[str, int],
+        counted: Iterable[str],
+        rejected: int,
+    ) -> None:
+        """A round is over, and that is on disk.
+
+        Args:
+            changed: the histories of those who were invited.
+            there: eligible devices by class when it opened.
+            counted: devices whose updates were counted.
+            rejected: how many updates came and were refused: a cohort is not filled by them.
+        """
+        before = {device: self.participation.of(device) for device in changed}
+        delivered = sum(
+            past.delivered - before[device].delivered for device, past in changed.items()
+        )
+        lost = sum(past.lost - before[device].lost for device, past in changed.items())
+        self.participation.adopt(changed)
+        self.participation.recent.note(delivered - rejected, lost + rejected)
+        by_class = Counter(self.participation.class_of(device) for device in counted)
+        self._window.rounds.append(Shares(there, by_class))
 
     def on_clock_step(self, by_s: float) -> None:
         """Somebody has set the clock: what was to happen in a while still does."""
@@ -111,26 +140,43 @@ class Planner:
     def eligible(self, now_s: float) -> list[Lease]:
         """Leases that run and meet the federation's conditions."""
         rules = self._config.selection
-        return [lease for lease in self._leases.valid(now_s) if is_eligible(lease, rules)]
+        return selection.candidates(self._leases.valid(now_s), rules, self.excluded)
+
+    def there(self, now_s: float) -> dict[str, int]:
+        """How many of them there are of each class."""
+        return selection.by_class(self.eligible(now_s), self.participation)
 
     def to_invite(self) -> int:
         """How many devices the next round invites."""
-        return self._config.rounds.to_invite
+        adapt = self._config.selection.adapt_over_select
+        return sizing.to_invite(self._config.rounds, self.participation.recent, adapt=adapt)
 
-    def deadline_s(self) -> float:
-        """How long the next round's devices get, in seconds."""
-        return self._config.rounds.deadline_s
+    def deadline_s(self, bytes_both_ways: int) -> float:
+        """How long the next round's devices get, in seconds.
+
+        Args:
+            bytes_both_ways: what a device receives and sends in a round.
+        """
+        durations_s = (
+            self.participation.durations_s() if self._config.rounds.deadline == "auto" else []
+        )
+        return sizing.deadline_s(self._config.rounds, durations_s, bytes_both_ways=bytes_both_ways)
 
     def choose(
         self, round_number: int, count: int, *, now_s: float, deadline_at_s: float
     ) -> list[Lease]:
         """At most `count` of the eligible devices, those first whom the policy prefers."""
-        return select(
-            self._leases.valid(now_s),
-            self._config.selection,
+        question = Question(
+            rules=self._config.selection,
             count=count,
+            needed=self._config.rounds.needed,
+            cohort=self._config.rounds.cohort,
             seed=self._seed,
             round_number=round_number,
+            now_s=now_s,
             deadline_at_s=deadline_at_s,
-            taken_part=self._taken_part,
+            excluded=self.excluded,
+        )
+        return selection.select(
+            self._leases.valid(now_s), question, self.participation, self._window
         )

@@ -30,6 +30,8 @@ from coordinator.identity import Identity
 from coordinator.inbox import Disk, Inbox
 from coordinator.leases import Leases
 from coordinator.models import Models
+from coordinator.pace import LEASE_SLACK, Pacer
+from coordinator.participation import TOO_SLOW, Classes
 from coordinator.registry import STABLE, Registry
 from coordinator.releases import Releases
 from coordinator.round import COUNTED
@@ -78,8 +80,6 @@ from wire.topics import Address
 
 FLUSH: Final = "flush"
 FLUSH_EVERY_S: Final = 5.0
-# When every round is done, devices look in now and then for releases.
-IDLE_COME_BACK_S: Final = 3_600.0
 # Why an update is not taken now: it stays on its device, and is offered again.
 DISK_FULL: Final = "disk_full"
 # What an update is said to be whose line of the ledger was let go of, if it did not count.
@@ -88,6 +88,8 @@ _ROUNDS_TOLD_AGAIN: Final = 2
 _BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
 _EVALUATES_SINCE_MINOR: Final = 1
+# After a restart a round's invitees and as many again are recalled at once.
+_RECALLED: Final = 2
 
 
 class Coordinator:
@@ -151,6 +153,11 @@ class Coordinator:
         self.registry = Registry(store, models_dir)
         self.releases = Releases(self.registry, store, self._tell_everybody, observe)
         self.leases = Leases()
+        rows = store.devices()
+        self.classes = Classes()
+        for name, row in rows.items():
+            self.classes.enrol(name, row["device_class"])
+        self._pacer = Pacer(seed, config.selection.check_ins_per_s_max, now_s)
         self.sent_bytes = 0
         self.received_bytes = 0
         self._headroom = Headroom(
@@ -164,6 +171,7 @@ class Coordinator:
             store=store,
             models=self.models,
             leases=self.leases,
+            classes=self.classes,
             evaluator=evaluator,
             publish=self._publish,
             observe=observe,
@@ -182,7 +190,6 @@ class Coordinator:
         self.crypto = crypto
         self._publish_bytes = publish
         self._observe = observe
-        rows = store.devices()
         self._devices = {
             name: bytes(row["public_key"]) for name, row in rows.items() if row["revoked"] is None
         }
@@ -248,6 +255,7 @@ class Coordinator:
         device = identity.device_id(public_key)
         self.store.admit(device, public_key, device_class, now_s)
         self._devices[device] = public_key
+        self.classes.enrol(device, device_class)
         return device
 
     def start(self, now_s: float) -> None:
@@ -269,6 +277,7 @@ class Coordinator:
 
     def _reconfigured(self, config: FederationConfig) -> None:
         """A round's edge is here: this file is in force from now on."""
+        self._pacer.rate_max = config.selection.check_ins_per_s_max
         before = remembered(self.store)
         if before == config:
             self.config = config
@@ -308,22 +317,28 @@ class Coordinator:
         """Say again what may have been lost with the link, or with this process before it.
 
         Settlements of the last rounds may have been lost between the transaction and the broker,
-        and so may invitations. Whoever else was there is asked to speak again now rather than when
-        its lease would have ended: leases are not kept over a restart.
+        and so may invitations. Of the others as many as a round needs are asked to speak again now
+        rather than when their leases would have ended, which are not kept over a restart; and some
+        more after them, at the rate that the file allows.
         """
         last = self.store.last_round()
         for number in range(max(last - _ROUNDS_TOLD_AGAIN, 1), last + 1):
             for row in self.store.updates(number):
                 if row.device in self._devices:
                     self._tell(row.device, row.update_id)
+        others = []
         for device, check_in in sorted(self._check_ins.items()):
             if device not in self._devices:
                 continue
             if self.rounds.may_still_train(device, now_s):
                 self.rounds.step(DeviceAsks(device, check_in), now_s)
             else:
-                # One that was never heard may have spoken before anybody listened.
-                self._publish(ComeBackAt(max(check_in, 1), 0.0, "coordinator_is_back"), device)
+                others.append(device)
+        at_once = _RECALLED * self.rounds.planner.to_invite()
+        for device, after_s in self._pacer.recall(others, last, at_once):
+            # One that was never heard may have spoken before anybody listened.
+            check_in = max(self._check_ins[device], 1)
+            self._publish(ComeBackAt(check_in, after_s, "coordinator_is_back"), device)
 
     def wake(self, now_s: float) -> None:
         """Run every timer that is due."""
@@ -442,8 +457,9 @@ class Coordinator:
         del self._devices[device]
         return True
 
-    def _tell_everybody(self, message: Message) -> None:
-        for device in sorted(self._devices):
+    def _tell_everybody(self, message: Release) -> None:
+        """Of a large fleet some; the others hear of it when they check in."""
+        for device in self._pacer.told_at_once(list(self._devices), message.version):
             self._publish(message, device)
 
     # -- messages ----------------------------------------------------------------------------
@@ -466,6 +482,7 @@ class Coordinator:
             answer, enrolled = Refused(EnrolRequest.KIND, DISK_FULL, "try again later"), ""
         if enrolled:
             self._devices[enrolled] = request.public_key
+            self.classes.enrol(enrolled, request.device_class)
             self._observe(Report("enrolled", request.device_class, enrolled))
         elif isinstance(answer, Refused):
             key = (_NOBODY, answer.reason)
@@ -540,14 +557,25 @@ class Coordinator:
             # It has nothing sealed, or it would not check in, and its round is as good as over.
             self.rounds.lose(device, "deadline_passed", now_s)
         if self.finished:
-            self._publish(ComeBackAt(message.check_in, IDLE_COME_BACK_S, "run_over"), device)
+            idle_s = self._pacer.idle_s(device, message.check_in)
+            self._publish(ComeBackAt(message.check_in, idle_s, "run_over"), device)
             return
         until_s = self.rounds.quarantine.until_s(device, now_s)
         if until_s is not None:
             delay_s = min(until_s - now_s, quarantine.COME_BACK_S)
             self._publish(ComeBackAt(message.check_in, delay_s, quarantine.QUARANTINED), device)
             return
-        self.leases.check_in(device, message, now_s)
+        after_s = self._pacer.silence_s(
+            device,
+            message.check_in,
+            message.window_s,
+            opens_in_s=self.rounds.planner.earliest_s(now_s) - now_s,
+            now_s=now_s,
+        )
+        if after_s is not None:
+            self._publish(ComeBackAt(message.check_in, after_s, "not_needed"), device)
+        silent_s = LEASE_SLACK * (after_s or 0.0)
+        self.leases.check_in(device, message, now_s, silent_s=silent_s)
         self.rounds.plan_soon(now_s)
 
     def _doubt(self, device: str, held_version: int) -> None:
@@ -568,6 +596,8 @@ class Coordinator:
         self.rounds.evaluations.lost(device, round_number)
         if self.leases.end(device) or self.rounds.waits_for(device):
             self._observe(Report("declined", reason, device))
+        if reason == TOO_SLOW and round_number and not self.rounds.waits_for(device):
+            self.rounds.note_too_slow(device, round_number)
         if not self.rounds.is_open:
             self.rounds.plan_soon(now_s)
         elif self.rounds.waits_for(device, round_number):
@@ -595,6 +625,7 @@ class Coordinator:
         update = self._describe(device, message, now_s)
         late = self._why_late(device, message)
         if late is not None:
+            self.rounds.note_late(device, message.round, now_s)
             self._burst.refuse(update, late, now_s)
             return
         refusal = self._why_not(device, message)
@@ -720,6 +751,7 @@ class Coordinator:
             self.rounds.timers[FLUSH] = now_s + FLUSH_EVERY_S
 
     def _flush(self) -> None:
+        self.rounds.note_traffic()
         if self._incidents:
             self.store.add_incidents(self._incidents)
             self._incidents = {}

@@ -39,7 +39,8 @@ class RoundOpened(msgspec.Struct, frozen=True):
     """A round exists, with everything that a restart needs to go on with it.
 
     `invited` maps device to the check-in that its invitation answers, in the order of selection:
-    who was asked least comes first. `deadline_at_s` is unix time.
+    who was asked least comes first. `deadline_at_s` is unix time. `there` is how many eligible
+    devices there were of each class, as they were enrolled.
 
     In mode "async" the round is a buffer: `cohort` is its size, `invited` grows while it is open
     (`RoundInvited`), at most `concurrency` devices work at once, and an update whose base is more
@@ -62,6 +63,7 @@ class RoundOpened(msgspec.Struct, frozen=True):
     mode: str = "sync"
     concurrency: int = 0
     staleness_max: int = 0
+    there: dict[str, int] = {}
 
 
 class RoundInvited(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from edge_sdk.budget import DayMeter
 from edge_sdk.driver import DeviceDriver
+from edge_sdk.forecast import Diary
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import GATE_EVERY_S, Conditions, Policy, judge
 from edge_sdk.signals import GateClosed, GateOpened, TrainingFailed
@@ -60,6 +61,7 @@ class Running:
         self._policy = policy
         self._gate_at_s = 0.0
         self._meter = DayMeter(journal, policy.bytes_per_day_max)
+        self._diary = Diary.load(journal.spells())
         self._gate: GateOpened | GateClosed | None = None
         self._work: Work | None = None
         self._down_said = ""
@@ -152,14 +154,23 @@ class Running:
                 self._conditions(),
                 spent_bytes_today=spent_bytes_today,
                 was_open=isinstance(self._gate, GateOpened),
+                forecast_s=self._diary.forecast_s(time.time()),
             )
         except Exception as error:  # noqa: BLE001 - the app's own code
             # The app's own source failed: nothing is known, so nothing is done.
             _log.warning("conditions: %s", error)
             gate = GateClosed("conditions_unknown")
+        self._note_day(is_open=isinstance(gate, GateOpened))
         if gate != self._gate:
             self._gate = gate
             self.driver.on_gate(gate, now_s)
+
+    def _note_day(self, *, is_open: bool) -> None:
+        """Remember since when the gate is open: a write when it changes, or once in an hour."""
+        diary = self._diary.note(time.time(), is_open=is_open)
+        if diary.spells != self._diary.spells:
+            self._journal.note_spells(diary.kept)
+        self._diary = diary
 
     def _spend(self, now_s: float, *, at_once: bool = False) -> int:
         """The day's bytes so far."""

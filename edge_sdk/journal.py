@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
+from edge_sdk.forecast import Spells
 from edge_sdk.signals import ForgetUpdate, SealedUpdate
 from wire.errors import PotluckError
 
@@ -110,6 +111,14 @@ class Journal(Protocol):
         """A day's sum so far."""
         ...
 
+    def spells(self) -> Spells:
+        """When the gate was open, for forecasts."""
+        ...
+
+    def note_spells(self, spells: Spells) -> None:
+        """Remember when the gate was open."""
+        ...
+
 
 @dataclass
 class MemoryJournal:
@@ -124,6 +133,7 @@ class MemoryJournal:
     _last_round: int = 0
     _revoked: bool = False
     _spent: dict[int, int] = field(default_factory=dict)
+    _spells: Spells = field(default_factory=Spells)
 
     def begin_boot(self) -> Kept:
         """Count a start, and say what is kept."""
@@ -179,6 +189,14 @@ class MemoryJournal:
     def spent(self, day: int) -> int:
         """A day's sum so far."""
         return self._spent.get(day, 0)
+
+    def spells(self) -> Spells:
+        """When the gate was open."""
+        return self._spells
+
+    def note_spells(self, spells: Spells) -> None:
+        """Remember when the gate was open."""
+        self._spells = spells
 
 
 class SqliteJournal:
@@ -382,6 +400,18 @@ class SqliteJournal:
         """A day's sum so far."""
         row: Any = self._db.execute("SELECT bytes FROM spent WHERE day = ?", (day,)).fetchone()
         return 0 if row is None else int(row["bytes"])
+
+    def spells(self) -> Spells:
+        """When the gate was open; none when what is kept cannot be read."""
+        value = self._fact("spells")
+        try:
+            return Spells() if value is None else msgspec.msgpack.decode(value, type=Spells)
+        except msgspec.DecodeError:
+            return Spells()
+
+    def note_spells(self, spells: Spells) -> None:
+        """Remember when the gate was open: some 2 KB, replaced each time."""
+        self._put("spells", msgspec.msgpack.encode(spells))
 
     def history(self) -> list[ForgetUpdate]:
         """Settled updates, the oldest first."""

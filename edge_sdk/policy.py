@@ -5,12 +5,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
+from edge_sdk.forecast import UNKNOWN_S
 from edge_sdk.signals import LEASE_S, GateClosed, GateOpened
 from wire.errors import PotluckError
 from wire.limits import LEASE_S_MAX
 
-# How far ahead a device that knows nothing of its owner's habits promises to be there.
-WINDOW_S: Final = 3_600.0
 # A gate that closed on battery opens a little above the bound, or it would flap around it.
 BATTERY_HYSTERESIS: Final = 0.02
 # More often than this a fleet would do little else than check in.
@@ -61,18 +60,23 @@ class Policy:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the device is like now. Mains counts as a full battery on a charger."""
+    """What the device is like now. Mains counts as a full battery on a charger.
+
+    `window_s` is how long it will stay so, for an app that knows; else the device forecasts it from
+    what it has lived.
+    """
 
     battery_fraction: float = 1.0
     charging: bool = True
     metered: bool = False
     cpu_load: float = 0.0
-    window_s: float = WINDOW_S
+    window_s: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.battery_fraction <= 1.0:
             raise PolicyError(f"battery_fraction is {self.battery_fraction}, not 0 to 1")
-        if not (math.isfinite(self.window_s) and self.window_s >= 0.0):
+        window_s = 0.0 if self.window_s is None else self.window_s
+        if not (math.isfinite(window_s) and window_s >= 0.0):
             raise PolicyError(f"window_s is {self.window_s}, not seconds from now")
 
 
@@ -106,9 +110,22 @@ def _this_process() -> Any:
 
 
 def judge(
-    policy: Policy, now: Conditions, *, spent_bytes_today: int, was_open: bool
+    policy: Policy,
+    now: Conditions,
+    *,
+    spent_bytes_today: int,
+    was_open: bool,
+    forecast_s: float = UNKNOWN_S,
 ) -> GateOpened | GateClosed:
-    """Open, with what a check-in says of the device, or closed for one reason."""
+    """Open, with what a check-in says of the device, or closed for one reason.
+
+    Args:
+        policy: what the owner allows.
+        now: what the device is like.
+        spent_bytes_today: MQTT bytes both ways in this UTC day.
+        was_open: whether the gate was open when it was last looked at.
+        forecast_s: how long it will stay open, where the conditions do not say.
+    """
     floor = policy.min_battery if was_open else min(policy.min_battery + BATTERY_HYSTERESIS, 1.0)
     reason = ""
     # Bytes first: a gate that is closed for them holds releases back too.
@@ -125,7 +142,7 @@ def judge(
     if reason:
         return GateClosed(reason)
     return GateOpened(
-        window_s=now.window_s,
+        window_s=forecast_s if now.window_s is None else now.window_s,
         battery_fraction=now.battery_fraction,
         charging=now.charging,
         metered=now.metered,

@@ -56,7 +56,7 @@ from edge_sdk.signals import (
     Trained,
     TrainingFailed,
 )
-from wire import CancelWake, Effect, Persist, Publish, Report, Rule, Table, WakeAt, Woke
+from wire import CancelWake, Effect, Persist, Publish, Report, Rule, Table, WakeAt, Woke, limits
 from wire import advance as advance_table
 from wire.errors import LocalProtocolError
 from wire.identity import update_id as update_id_of
@@ -218,6 +218,7 @@ def _check_in(s: Session, now_s: float) -> Step:
         charging=gate.charging,
         metered=gate.metered,
         codecs=s.codecs,
+        stays_s=min(gate.window_s, limits.LEASE_S_MAX),
     )
     refresh_s = max(LEASE_REFRESH * window_s, CHECK_IN_S_MIN)
     return s, (Publish(available), WakeAt(CHECK_IN, now_s + refresh_s))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from edge_sdk.forecast import Spells
 from edge_sdk.journal import Enrolment, Kept, MemoryJournal
 from edge_sdk.signals import ForgetUpdate, SealedUpdate
 from fleet.disk import Fuse
@@ -68,6 +69,14 @@ class DeviceDisk(MemoryJournal):
         """Add bytes to a day; returns that day's sum."""
         spent: int = self._write(lambda: super(DeviceDisk, self).spend(day, spent_bytes))
         return spent
+
+    def live_through(self, spells: Spells) -> None:
+        """What a device has lived before its world began: not a write of this one."""
+        super().note_spells(spells)
+
+    def note_spells(self, spells: Spells) -> None:
+        """Remember when the gate was open."""
+        self._write(lambda: super(DeviceDisk, self).note_spells(spells))
 
 
 class DiskShelf:

@@ -6,6 +6,7 @@ from typing import Final
 from device_profiles import DeviceProfile, conditions_at, training_seconds
 from edge_sdk import Conditions, Policy
 from edge_sdk.budget import DayMeter
+from edge_sdk.forecast import UNKNOWN_S, Diary
 from edge_sdk.policy import GATE_EVERY_S, SECONDS_PER_DAY, judge
 from edge_sdk.signals import GateClosed, GateOpened
 from edge_sdk.work import Work, WorkDone
@@ -14,6 +15,7 @@ from fleet.device_disk import DeviceDisk, DiskShelf
 from fleet.disk import PowerCutError
 from fleet.emulated import EmulatedDevice
 from fleet.hosts import MICROSECOND_S, Host
+from fleet.lived import chance_of, live_before
 from fleet.network import Callbacks, Network, VirtualLink
 from fleet.power import Power
 from fleet.world import World
@@ -27,6 +29,8 @@ CHARGE_EVERY_S: Final = 300.0
 _STARTS_AT_FRACTION: Final = 0.02
 _FAILED_TRAINING_S: Final = 1.0
 _MBIT_BYTES: Final = 125_000.0
+# How long a device is away that has left a round without a word.
+_AWAY_S: Final = (60.0, 1_800.0)
 _DELAY_S: Final = (0.01, 0.08)
 _WALL_OFF_S_MAX: Final = 600.0
 # One device in so many has no clock that runs while it is off, and wakes up in 1970.
@@ -83,19 +87,23 @@ class DeviceHost(Host):
         if lives_days:
             self._curve = conditions_at(profile, seed, start_unix_s).battery_fraction
             self.power.set_fraction(self._curve)
+            self.disk.live_through(live_before(profile, seed, start_unix_s, policy))
         self._plugged = True
         self._unplugs = 0
         self._online = True
         self._bytes_at_boot = 0
         self._looked_at_s = 0.0
         self._dark = False
+        self._last_look = 0
         self._work: Work | None = None
+        self._work_began_s = 0.0
         self._new_boot()
 
     def _new_boot(self) -> None:
         """What is gone with the memory of a process."""
         self._meter = DayMeter(self.disk, self.policy.bytes_per_day_max)
         self._gate: GateOpened | GateClosed | None = None
+        self._diary = Diary.load(self.disk.spells())
         self._judge_at_s: float | None = None
         self._judged_bytes = -1
 
@@ -195,8 +203,10 @@ class DeviceHost(Host):
             seconds = max(training_seconds(self.profile, flops), 0.001)
         self._look_alive()
         self._work = work
+        self._work_began_s = self.world.now_s
         self.power.train(now=True)
         self._plan_empty()
+        self._maybe_vanish(work.order.round, seconds)
         self.world.after(
             seconds,
             f"trained {self.name} {type(event).__name__}",
@@ -216,7 +226,25 @@ class DeviceHost(Host):
         if self._work is not None:
             self._look()
             self.power.train(now=False)
+            spent_s = self.world.now_s - self._work_began_s
+            self.device.note_training(self._work.order.round, spent_s)
             self._work = None
+
+    def _maybe_vanish(self, round_number: int, seconds: float) -> None:
+        """Leave the round without a word, as often as its class does.
+
+        Drawn from the device and the round, so that it befalls the same ones whoever is chosen.
+        """
+        leaves, when, away = chance_of(self._seed, "vanish", round_number)
+        if not self._lives_days or leaves >= self.profile.vanish_per_round:
+            return
+        low, high = _AWAY_S
+
+        def vanish() -> None:
+            self.crash(down_s=low + away * (high - low), silent=True)
+            raise PowerCutError
+
+        self.world.after(when * seconds, f"vanish {self.name}", self.of_this_start(vanish))
 
     # -- power -------------------------------------------------------------------------------
 
@@ -276,7 +304,6 @@ class DeviceHost(Host):
             charging=now.charging,
             metered=now.metered,
             cpu_load=0.0 if now.idle or self.profile.on_mains else 1.0,
-            window_s=3_600.0,
         )
 
     def _integrate(self, *, charging: bool, owner_j: float) -> None:
@@ -343,13 +370,39 @@ class DeviceHost(Host):
                 now_s=self.clock(),
             ),
             was_open=isinstance(self._gate, GateOpened),
+            forecast_s=self._diary.forecast_s(self._unix_s) if self._lives_days else UNKNOWN_S,
         )
         if self.world.now_s < self.closed_until_s and isinstance(gate, GateOpened):
             gate = GateClosed("in_use")
+        self._note_day(gate)
         if gate != self._gate:
             self._gate = gate
             self.device.driver.on_gate(gate, self.clock())
         self._judge_by(self._judge_again_s())
+
+    @property
+    def _unix_s(self) -> float:
+        """What the device's clock would say if it were right: no error of it moves a forecast."""
+        return self._start_unix_s + self.world.now_s
+
+    def _note_day(self, gate: GateOpened | GateClosed) -> None:
+        """Remember since when the gate is open, as `edge_sdk` does."""
+        if not self._lives_days:
+            return
+        diary = self._diary.note(self._unix_s, is_open=isinstance(gate, GateOpened))
+        if diary.spells != self._diary.spells:
+            self.disk.note_spells(diary.kept)
+        self._diary = diary
+        look = int(self.world.now_s // DAY_EVERY_S)
+        if look == self._last_look:
+            return
+        self._last_look = look
+        reboots, *_ = chance_of(self._seed, "reboot", look)
+        if reboots < self.profile.reboots_per_day * DAY_EVERY_S / SECONDS_PER_DAY:
+            self.world.after(1.0, f"reboot {self.name}", self.of_this_start(self._reboot))
+
+    def _reboot(self) -> None:
+        raise PowerCutError
 
     def _judge_again_s(self) -> float:
         """When something may change by itself."""

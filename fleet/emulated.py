@@ -13,7 +13,13 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
-from device_profiles import DeviceProfile, training_energy_j, transfer_energy_j
+from device_profiles import (
+    DeviceProfile,
+    training_energy_j,
+    training_seconds,
+    transfer_energy_j,
+    transfer_seconds,
+)
 from edge_sdk import DeviceDriver, DeviceInfo, Model
 from edge_sdk.journal import Enrolment, Journal
 from edge_sdk.models import ModelShelf
@@ -40,6 +46,8 @@ class Counts:
     payload_bytes: int = 0
     training_j: float = 0.0
     run_is_over: bool = False
+    # Seconds that a round has taken of the device, training and transfer, by round.
+    round_s: dict[int, float] = field(default_factory=dict)
 
 
 class Link(Protocol):
@@ -112,6 +120,8 @@ class EmulatedDevice(Generic[LinkT]):
         self._clock = clock
         self._fault = fault
         self._struck = False
+        # The round that it works for, and the bytes that had passed when it was invited.
+        self._working: tuple[int, int, int] | None = None
         self._task = task
         self._enrolment = enrolment
         self._crypto = crypto
@@ -181,6 +191,27 @@ class EmulatedDevice(Generic[LinkT]):
         """Add up what a training has cost, where no battery does."""
         flops = self._manifest.step_flops * work.examples_seen
         self.counts.training_j += training_energy_j(self.profile, flops)
+        self.note_training(work.order.round, training_seconds(self.profile, flops))
+
+    def note_training(self, round_number: int, seconds: float) -> None:
+        """A training has taken so long, whether it came to an end or not."""
+        spent = self.counts.round_s
+        spent[round_number] = spent.get(round_number, 0.0) + seconds
+
+    def _begin_round(self, round_number: int) -> None:
+        """Invited: what passes from here on is for this round."""
+        self._end_round()
+        traffic = self.link.traffic
+        self._working = (round_number, traffic.sent_bytes, traffic.received_bytes)
+
+    def _end_round(self) -> None:
+        """Settled, given up, or something new: add what the bytes took at the profile's rates."""
+        if self._working is None:
+            return
+        (number, sent, received), self._working = self._working, None
+        traffic = self.link.traffic
+        sent, received = traffic.sent_bytes - sent, traffic.received_bytes - received
+        self.note_training(number, transfer_seconds(self.profile, sent, received))
 
     def _meddle(self, work: TrainingWork, event: Trained) -> Trained:
         """What a device that means harm makes of its update; anybody else's stays as it is."""
@@ -252,7 +283,9 @@ class EmulatedDevice(Generic[LinkT]):
         match report.what:
             case "invited":
                 counts.invited += 1
+                self._begin_round(int(report.detail.split()[1]))
             case "settled":
+                self._end_round()
                 if report.detail == "counted":
                     counts.counted += 1
                 else:
@@ -260,6 +293,7 @@ class EmulatedDevice(Generic[LinkT]):
             case "come_back":
                 counts.run_is_over = report.detail == "run_over"
             case "discarded" | "declined":
+                self._end_round()
                 counts.declined[report.detail] += 1
 
     def strike(self, round_number: int) -> None:

@@ -19,7 +19,14 @@ from coordinator.evaluation import pooled_metrics
 from coordinator.store import Store, UpdateRow
 from fleet.emulated import EmulatedDevice
 from fleet.faults import Event, Fault, describe
-from insight import DeviceRecord, RoundRecord, RunRecord, Totals
+from insight import (
+    ClassShare,
+    DeviceRecord,
+    RoundRecord,
+    RunRecord,
+    Totals,
+    participation_by_class,
+)
 from wire import Crypto, Manifest, PotluckError, Report
 
 ENGINE: Final = "devices"
@@ -125,9 +132,12 @@ class Course:
                 model_digest=coordinator.models.digest.hex(),
                 accepted_ids_digest=hashlib.sha256(b"".join(counted)).hexdigest(),
                 trace_digest=trace_digest,
+                rounds=rounds,
             ),
             devices=_device_records(store, devices),
             faults=describe(run.faults),
+            participation=participation_of(store, coordinator.classes),
+            ended=coordinator.rounds.ended,
         )
 
     def _mark(self) -> _Mark:
@@ -139,7 +149,14 @@ class Course:
 
     def _round(self, store: Store, number: int) -> RoundRecord:
         before = self._marks.get(number - 1, _Mark())
-        return round_record(store, number, before, self._marks.get(number, before))
+        record = round_record(store, number, before, self._marks.get(number, before))
+        counted = {row.device for row in store.updates(number) if row.counted}
+        spent = {d.name: d.counts.round_s.get(number, 0.0) for d in self._devices}
+        return msgspec.structs.replace(
+            record,
+            device_s=sum(spent.values()),
+            wasted_device_s=sum(s for name, s in spent.items() if name not in counted),
+        )
 
     def _measure_last(self, coordinator: Coordinator) -> None:
         """Measure the last version on all hold-outs, where there is no test data.
@@ -194,6 +211,24 @@ def round_record(store: Store, number: int, before: _Mark, after: _Mark) -> Roun
     )
 
 
+def participation_of(store: Store, class_of: Callable[[str], str]) -> tuple[ClassShare, ...]:
+    """Who took part, by class, from the ledger."""
+    there: defaultdict[str, float] = defaultdict(float)
+    invited: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
+    updates = store.counted_by_round(1)
+    for row in store.rounds():
+        opened = store.round_opened(row["round"])
+        if opened is None:
+            continue
+        took_part = updates.get(row["round"], [])
+        counted.update(map(class_of, took_part))
+        invited.update(map(class_of, opened.invited))
+        for name, number in opened.there.items():
+            there[name] += len(took_part) * number / sum(opened.there.values())
+    return participation_by_class(there, invited, counted)
+
+
 def _device_records(
     store: Store, devices: Sequence[EmulatedDevice[Any]]
 ) -> tuple[DeviceRecord, ...]:
@@ -239,6 +274,7 @@ def _totals(
     model_digest: str = "",
     accepted_ids_digest: str = "",
     trace_digest: str | None = None,
+    rounds: Sequence[RoundRecord] = (),
 ) -> Totals:
     sent = sum(device.counts.trained for device in devices)
     return Totals(
@@ -259,6 +295,8 @@ def _totals(
         engine=ENGINE,
         epsilon=None,
         energy_j=sum(d.energy_j for d in devices),
+        device_s=sum(sum(d.counts.round_s.values()) for d in devices),
+        wasted_device_s=sum(r.wasted_device_s or 0.0 for r in rounds) if rounds else None,
     )
 
 

@@ -6,13 +6,17 @@ profiles; a figure that nobody measured is None, never 0.
 
 import msgspec
 
+from insight.participation import ClassShare
+
 
 class RoundRecord(msgspec.Struct, frozen=True):
     """One round.
 
     `status` is "committed", "abandoned" or "open". `declined` maps a reason to how many invited
     devices gave it before they sent anything; `not_counted` maps a reason to how many updates were
-    settled with it. `missing` invited devices were never heard of again.
+    settled with it. `missing` invited devices were never heard of again. `device_s` are the seconds
+    of training and transfer that it has taken of devices, `wasted_device_s` those of devices whose
+    update was not counted.
 
     `staleness` is how many versions old the bases of the counted updates were, on average; None in
     a synchronous round. `metrics_source` says who measured accuracy and loss: "test", "devices",
@@ -35,6 +39,8 @@ class RoundRecord(msgspec.Struct, frozen=True):
     missing: int = 0
     staleness: float | None = None
     metrics_source: str = ""
+    device_s: float | None = None
+    wasted_device_s: float | None = None
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
@@ -80,10 +86,16 @@ class Totals(msgspec.Struct, frozen=True):
     epsilon: float | None
     loss: float | None = None
     energy_j: float | None = None
+    device_s: float | None = None
+    wasted_device_s: float | None = None
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """A whole run. `parameters` are those that travel."""
+    """A whole run. `parameters` are those that travel.
+
+    `participation` is who took part, by class. `ended` says why it was over before its last round,
+    as "byte_budget_spent"; empty when it was not.
+    """
 
     federation: str
     task: str
@@ -95,6 +107,8 @@ class RunRecord(msgspec.Struct, frozen=True):
     totals: Totals
     devices: tuple[DeviceRecord, ...] = ()
     faults: tuple[str, ...] = ()
+    participation: tuple[ClassShare, ...] = ()
+    ended: str = ""
 
 
 def ratio_to_float32(totals: Totals) -> float | None:

@@ -19,6 +19,7 @@ from insight._charts import (
 )
 from insight._plots import rect_path
 from insight._words import DASH, clean, dashed, humane, many, of_these, whys
+from insight.participation import ClassShare
 from insight.records import DeviceRecord, RoundRecord, RunRecord, Totals, ratio_to_float32
 from insight.text import (
     bytes_text,
@@ -31,6 +32,7 @@ from insight.text import (
 )
 
 _DEVICES_MAX = 500
+_HALF_ITS_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,13 @@ class _DeviceRow:
     energy: str
     why: str
     parts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _ClassRow:
+    name: str
+    figures: tuple[str, ...]
+    behind: bool
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ def report_html(run: RunRecord) -> str:
         traffic_finding=_traffic_finding(run.totals),
         participation=participation_plot(run.rounds),
         participation_finding=_participation_finding(run.rounds),
+        classes=[_class_row(share) for share in run.participation],
         energy=energy_plot(run.rounds),
         energy_bars=energy_bars(run.devices),
         energy_finding=_energy_finding(run),
@@ -116,7 +126,8 @@ def _lead(run: RunRecord) -> str:
     if not totals.device_updates:
         return f"{rounds}{devices}. No update was sent."
     updates = of_these(counted, totals.device_updates, "update", "updates")
-    return f"{rounds}{devices}. {updates} sent became part of the model."
+    ended = f" It ended early: {humane(run.ended)}." if run.ended else ""
+    return f"{rounds}{devices}. {updates} sent became part of the model.{ended}"
 
 
 def _key_figures(run: RunRecord) -> list[_KeyFigure]:
@@ -296,6 +307,20 @@ def _strip(device: DeviceRecord) -> tuple[tuple[str, str], ...]:
             parts.append((tone, rect_path(left, width, 0, 10)))
             left += width
     return tuple(parts)
+
+
+def _class_row(share: ClassShare) -> _ClassRow:
+    return _ClassRow(
+        name=clean(share.device_class) or DASH,
+        figures=(
+            dashed(percent_text(share.there)),
+            dashed(percent_text(share.invited)),
+            dashed(percent_text(share.counted)),
+            dashed(figure_text(share.ratio)),
+            f"{share.updates:,} / {share.invitations:,}",
+        ),
+        behind=share.ratio is not None and share.ratio < _HALF_ITS_SHARE,
+    )
 
 
 def _round_row(record: RoundRecord) -> _RoundRow:

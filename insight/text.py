@@ -9,12 +9,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from insight.records import DeviceRecord, RoundRecord, RunRecord, ratio_to_float32
+from insight.participation import ClassShare
+from insight.records import DeviceRecord, RoundRecord, RunRecord, Totals, ratio_to_float32
 
 DASH = "-"
 
 _WORD_CHARS_MAX = 64
 _NAMES_MAX = 8
+_CLASSES_MAX = 16
 _UNITS = ("", "k", "M", "G", "T", "P", "E")
 _MINUTE_S = 60
 _HOUR_S = 3600
@@ -134,6 +136,11 @@ def summary_lines(run: RunRecord) -> list[str]:
     if len(troubled) > _NAMES_MAX:
         lines.append(_line("incidents", f"and {len(troubled) - _NAMES_MAX} more devices"))
     lines.append(_line("energy", _energy(run)))
+    if work := _device_time(totals):
+        lines.append(_line("work", work))
+    lines += [_line("class", _class_share(share)) for share in run.participation[:_CLASSES_MAX]]
+    if run.ended:
+        lines.append(_line("ended", f"{_word(run.ended)}: no further round was opened"))
     if (epsilon := finite(totals.epsilon)) is not None:
         lines.append(_line("privacy", f"epsilon {figure_text(epsilon)}"))
     lines += [_line("fault", _word(fault)) for fault in run.faults]
@@ -216,6 +223,27 @@ def _missing(run: RunRecord) -> str:
 
 def _incidents(device: DeviceRecord) -> str:
     return f"{_word(device.device)}: {reasons_text(device.incidents)}"
+
+
+def _device_time(totals: Totals) -> str:
+    """The device time that training and transfer took, and how much of it was for nothing."""
+    whole, wasted = finite(totals.device_s), finite(totals.wasted_device_s)
+    if not whole or wasted is None:
+        return ""
+    return (
+        f"{seconds_text(whole)} of devices' time, {seconds_text(wasted)}"
+        f" ({percent_text(wasted / whole)}) of it not counted"
+    )
+
+
+def _class_share(share: ClassShare) -> str:
+    """A class's part in the model beside its part in those that were there."""
+    due = "never there" if share.ratio is None else f"{figure_text(share.ratio)} of its share"
+    return (
+        f"{_word(share.device_class)}: {percent_text(share.there)} of those there,"
+        f" {percent_text(share.invited)} of invitations, {percent_text(share.counted)} of counted"
+        f" updates: {due}"
+    )
 
 
 def _energy(run: RunRecord) -> str:

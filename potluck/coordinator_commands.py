@@ -225,6 +225,7 @@ def run_coordinator(arguments: argparse.Namespace) -> int:
         summary = {
             "event": "stopped",
             "finished": gateway.coordinator.finished,
+            "ended": gateway.coordinator.rounds.ended,
             "round": gateway.store.last_round(),
             "rounds": gateway.coordinator.config.rounds.count,
             "version": gateway.coordinator.models.version,
@@ -238,6 +239,8 @@ def run_coordinator(arguments: argparse.Namespace) -> int:
         print_json(summary)
     else:
         state = "finished" if summary["finished"] else "stopped; run again to go on"
+        if summary["ended"]:
+            state = f"{summary['ended']}; raise [rounds] bytes_max to go on"
         print(
             f"{config.federation.name}: {state}: round {summary['round']} of {summary['rounds']},"
             f" model version {summary['version']}"

@@ -66,6 +66,8 @@ class Available(Body, frozen=True, array_like=True):
     `check_in` grows with every message of the kind, over reboots too; the coordinator ignores what
     is not newer, and answers with it. `held_version` is the model that the device can apply deltas
     to, `released_version` the one that its app uses; -1 is none. Mains counts as a full battery.
+    `stays_s` is how long the device expects to meet its owner's conditions, 0 when it does not
+    know; `window_s` is no longer than that.
     """
 
     KIND = 2
@@ -80,6 +82,7 @@ class Available(Body, frozen=True, array_like=True):
     charging: bool = True
     metered: bool = False
     codecs: Annotated[tuple[Name, ...], Meta(max_length=limits.CODECS_MAX)] = ()
+    stays_s: Annotated[float, Meta(ge=0.0, le=limits.LEASE_S_MAX)] = 0.0
 
 
 class Declined(Body, frozen=True, array_like=True):

@@ -19,13 +19,14 @@ from coordinator.store._flights import FlightTables
 from coordinator.store._ledger import UpdateRow
 from coordinator.store._models import ModelCommit
 from coordinator.store._pages import ClassCounts, Pages, UpdatePage
+from coordinator.store._participation import ParticipationTables
 from coordinator.store._registry import ReleaseRow, VersionRow
 from coordinator.store._retention import RetentionTables, RoundTotals
 from coordinator.store._schema import SCHEMA_VERSION
 from coordinator.store._standing import AuditRow, Standing, StandingTables
 
 
-class Store(Pages, FlightTables, RetentionTables, StandingTables):
+class Store(Pages, FlightTables, ParticipationTables, RetentionTables, StandingTables):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 

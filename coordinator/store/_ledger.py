@@ -238,11 +238,28 @@ class LedgerTables(RegistryTables):
                 self.note_version(measured, metrics)
 
     def note_traffic(self, round_number: int, sent_bytes: int, received_bytes: int) -> None:
-        """Remember the bytes that passed while a round was open: (downlink, uplink)."""
+        """Remember the bytes that passed since the round before was over: (downlink, uplink)."""
         self._db.execute(
             "UPDATE rounds SET traffic = ? WHERE round = ?",
             (msgspec.msgpack.encode((sent_bytes, received_bytes)), round_number),
         )
+
+    def traffic(self, round_number: int) -> tuple[int, int]:
+        """The bytes that passed for a round, as far as they are known: (downlink, uplink)."""
+        row = self._one("SELECT traffic FROM rounds WHERE round = ?", (round_number,))
+        if row is None or row["traffic"] is None:
+            return 0, 0
+        return msgspec.msgpack.decode(row["traffic"], type=tuple[int, int])
+
+    def closed_bytes(self) -> list[int]:
+        """Bytes both ways of each round that is over, in order."""
+        rows = self._db.execute(
+            "SELECT traffic FROM rounds WHERE status != 'open' ORDER BY round"
+        ).fetchall()
+        return [
+            0 if row["traffic"] is None else sum(msgspec.msgpack.decode(row["traffic"]))
+            for row in rows
+        ]
 
     def note_declines(self, round_number: int, declined: Mapping[str, str]) -> None:
         """Remember which invited devices said that they cannot: device -> reason."""
@@ -290,9 +307,11 @@ class LedgerTables(RegistryTables):
             raise StoreError(f"{self.path}: the spool has lost update {update_id.hex()}")
         return bytes(row["payload"])
 
-    def rounds(self) -> list[sqlite3.Row]:
-        """Every round, in order."""
-        return self._db.execute("SELECT * FROM rounds ORDER BY round").fetchall()
+    def rounds(self, since: int = 1) -> list[sqlite3.Row]:
+        """Every round from `since` on, in order."""
+        return self._db.execute(
+            "SELECT * FROM rounds WHERE round >= ? ORDER BY round", (since,)
+        ).fetchall()
 
     def round(self, round_number: int) -> sqlite3.Row | None:
         """One round, or None when there has been none of that number."""

@@ -105,5 +105,21 @@ CREATE TABLE evaluations (
 ) STRICT;
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND_REG + _SECOND_AGG + _SECOND_DUR + _SECOND_ASY)
+# A file from before knows who delivered, and no longer who was invited and stayed silent.
+_SECOND_SEL: Final = """
+CREATE TABLE participation (
+    device TEXT PRIMARY KEY, invited INTEGER NOT NULL, delivered INTEGER NOT NULL,
+    counted INTEGER NOT NULL, declined INTEGER NOT NULL, vanished INTEGER NOT NULL,
+    duration_s REAL NOT NULL, last_round INTEGER NOT NULL, utility REAL NOT NULL,
+    utility_round INTEGER NOT NULL
+) STRICT;
+INSERT INTO participation
+    SELECT device, COUNT(*), COUNT(receipted_at), COALESCE(SUM(counted), 0), 0, 0, 0.0,
+    MAX(round), 0.0, 0 FROM updates GROUP BY device;
+"""
+
+MIGRATIONS: Final = (
+    _FIRST,
+    _SECOND_REG + _SECOND_AGG + _SECOND_DUR + _SECOND_ASY + _SECOND_SEL,
+)
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -83,6 +83,7 @@ EXAMPLES: Final[Mapping[str, tuple[Message, Address]]] = {
             charging=False,
             metered=True,
             codecs=("ecq_sr", "q8", "raw"),
+            stays_s=14_400.0,
         ),
         UP,
     ),
