@@ -8,7 +8,7 @@ was first.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,10 @@ Matrix = NDArray[np.float32]
 
 # A strip as float32. Rules that make float64 of it hold three times that; those that do not may
 # have it wider, and decode less often.
-STRIP_BYTES_MAX: Final = 16 << 20
-_WIDER: Final = 3
-PAYLOADS_BYTES_MAX: Final = 32 << 20
-BLOCK_BYTES_MAX: Final = 16 << 20
+STRIP_BYTES_MAX: Final = 8 << 20
+_WIDER: Final = 6
+PAYLOADS_BYTES_MAX: Final = 24 << 20
+BLOCK_BYTES_MAX: Final = 24 << 20
 _FLOAT32_BYTES: Final = 4
 
 
@@ -91,7 +91,7 @@ class Spool:
         """Columns of all updates, strip after strip.
 
         Args:
-            wide: in fewer strips, three times as large.
+            wide: in fewer strips, six times as large.
 
         Yields:
             Where the strip begins in the flattened model, and float32[updates, columns] that is
@@ -128,7 +128,7 @@ class _Decoded:
         known = self._rows.get(row)
         if known is not None:
             return known
-        parts = self._spool.opened(row).block(self._number)
+        parts = [_compact(part) for part in self._spool.opened(row).block(self._number)]
         size = sum(
             part.values.nbytes + (0 if part.positions is None else part.positions.nbytes)
             for part in parts
@@ -137,6 +137,14 @@ class _Decoded:
             self._rows[row] = parts
             self._bytes += size
         return parts
+
+
+def _compact(part: PieceValues) -> PieceValues:
+    """The same with two bytes a position: a piece has at most 65,536 values."""
+    if part.positions is None:
+        return part
+    positions: Any = part.positions.astype(np.uint16)  # `_fill` alone reads it
+    return PieceValues(part.piece, part.values, positions)
 
 
 def _fill(into: Flat, parts: list[PieceValues], start: int) -> None:
@@ -151,5 +159,6 @@ def _fill(into: Flat, parts: list[PieceValues], start: int) -> None:
             low, high = max(start, first), min(stop, last)
             into[low - start : high - start] = part.values[low - first : high - first]
             continue
-        low, high = np.searchsorted(part.positions, (start - first, stop - first))
-        into[part.positions[low:high] + (first - start)] = part.values[low:high]
+        positions = part.positions.astype(np.int64)
+        low, high = np.searchsorted(positions, (start - first, stop - first))
+        into[positions[low:high] + (first - start)] = part.values[low:high]
