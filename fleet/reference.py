@@ -60,8 +60,10 @@ def aggregate(
             kept = np.sort(updates, axis=0)[cut : count - cut]
             return np.asarray(np.mean(kept, axis=0), np.float64)
         case "multi_krum":
-            chosen = krum(updates, plan.attackers_max)
-            return np.asarray(np.average(updates[chosen], axis=0, weights=w[chosen]), np.float64)
+            norms = np.linalg.norm(updates, axis=1)
+            clipped = updates * clips(norms, past_norms, plan.clip_quantile)[:, None]
+            chosen = krum(clipped, plan.attackers_max)
+            return np.asarray(np.average(clipped[chosen], axis=0, weights=w[chosen]), np.float64)
         case "geometric_median":
             return geometric_median(updates, w)
     raise ValueError(plan.robust)

@@ -96,7 +96,9 @@ class Accumulator:
         """Of all updates, with their shares; a fraction of one is left out."""
         return self._total >> _SHARE_BITS
 
-    def add(self, payload: bytes, weight: int, *, share: int = SHARE_UNITS) -> float:
+    def add(
+        self, payload: bytes, weight: int, *, share: int = SHARE_UNITS, damp: int = SHARE_UNITS
+    ) -> float:
         """Decode an update and add it; all of it or, when it raises, nothing.
 
         Returns:
@@ -107,7 +109,7 @@ class Accumulator:
             NotFiniteError: a value is NaN, infinite, or above `limits.UPDATE_VALUE_ABS_MAX`.
             LocalProtocolError: the weight or the number of updates passes its bound.
         """
-        portion = Portion(weight, share)
+        portion = Portion(weight, share, damp)
         self._check(portion)
         self._check_room()
         read = self._read(payload)

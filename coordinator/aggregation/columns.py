@@ -55,7 +55,7 @@ def _by_column(spool: Spool, parameters: int, of_sorted: Column) -> Flat:
     """Apply to each column, sorted; a column of the spool is a row here."""
     change = np.zeros(parameters, np.float32)
     width = max(1, _TURNED_BYTES_MAX // (_FLOAT32_BYTES * max(1, len(spool))))
-    for start, strip in spool.strips():
+    for start, strip in spool.strips(wide=True):
         for first in range(0, strip.shape[1], width):
             turned = np.ascontiguousarray(strip[:, first : first + width].T)
             turned.sort(axis=1)

@@ -35,7 +35,10 @@ def gram(spool: Spool) -> Gram:
         scales = np.ldexp(1.0, exponents - _BITS)
         integers = strip / scales[:, None]
         np.rint(integers, out=integers)
-        total += (integers @ integers.T) * scales[:, None] * scales[None, :]
+        products = integers @ integers.T
+        products *= scales[:, None]
+        products *= scales[None, :]
+        total += products
     return total
 
 

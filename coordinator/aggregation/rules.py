@@ -149,11 +149,9 @@ def _norm_clip(total: Accumulator, of: Round) -> Common:
 
     All of them are in the sum; those that are too long or too heavy are exchanged in it.
     """
-    norms = [member.norm for member in of.members]
-    clip = clip_norm(norms, of.past_norms, of.plan.clip_quantile)
     portions = []
-    for row, (member, wanted) in enumerate(zip(of.members, _fair(of), strict=True)):
-        portion = replace(wanted, damp=damp_of(member.norm, clip))
+    for row, (wanted, damp) in enumerate(zip(_fair(of), _damps(of), strict=True)):
+        member, portion = of.members[row], replace(wanted, damp=damp)
         if portion != member.portion:
             total.exchange(of.spool.payload(row), member.portion, portion)
         portions.append(portion)
@@ -200,31 +198,47 @@ def _trimmed_mean(total: Accumulator, of: Round) -> Common:
 
 
 def _multi_krum(total: Accumulator, of: Round) -> Common:
-    """The weighted mean of those that others are near to (Blanchard et al. 2017, multi-Krum)."""
-    chosen = krum_choice(gram(of.spool), of.plan.attackers_max)
+    """The weighted mean of those that others are near to (Blanchard et al. 2017, multi-Krum).
+
+    Updates are clipped first, as `norm_clip` does. Among updates of different lengths Krum prefers
+    the short ones, which say least: that cost 2.4 points on the digits without any attacker.
+    """
+    damps = _damps(of)
+    left = np.array(damps, np.float64) / SHARE_UNITS
+    chosen = krum_choice(gram(of.spool) * left[:, None] * left[None, :], of.plan.attackers_max)
     masses = [
         portion.weight * portion.share if row in chosen else 0
         for row, portion in enumerate(_fair(of))
     ]
-    return _weighted(total, of, [mass / max(masses) for mass in masses])
+    return _weighted(total, of, [mass / max(masses) for mass in masses], damps)
 
 
 def _geometric_median(total: Accumulator, of: Round) -> Common:
     """The point whose summed distance to all is least (Pillutla et al. 2022, algorithm 2)."""
     masses = [float(portion.weight * portion.share) for portion in _fair(of)]
-    return _weighted(total, of, list(weiszfeld(gram(of.spool), masses)))
+    weights = weiszfeld(gram(of.spool), masses).tolist()
+    return _weighted(total, of, weights, [SHARE_UNITS] * len(weights))
 
 
-def _weighted(total: Accumulator, of: Round, weights: Sequence[float]) -> Common:
+def _damps(of: Round) -> list[int]:
+    norms = [member.norm for member in of.members]
+    clip = clip_norm(norms, of.past_norms, of.plan.clip_quantile)
+    return [damp_of(norm, clip) for norm in norms]
+
+
+def _weighted(
+    total: Accumulator, of: Round, weights: Sequence[float], damps: Sequence[int]
+) -> Common:
     """A weighted mean in one pass; weights become integers, 2**20 for the largest."""
     largest = max(weights)
     shares = [round(weight / largest * SHARE_UNITS) for weight in weights]
     fresh = Accumulator(total.schema, weight_cap=1, updates_max=len(of.members))
-    for row, share in enumerate(shares):
+    for row, (share, damp) in enumerate(zip(shares, damps, strict=True)):
         if share:
-            fresh.add(of.spool.payload(row), 1, share=share)
+            fresh.add(of.spool.payload(row), 1, share=share, damp=damp)
     mean, _weight = fresh.finish()
-    influence = tuple(share / sum(shares) for share in shares)
+    parts = zip(shares, damps, strict=True)
+    influence = tuple(share * damp / (sum(shares) * SHARE_UNITS) for share, damp in parts)
     return Common(flattened(total.schema, mean), influence, _portions(of))
 
 

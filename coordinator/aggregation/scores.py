@@ -104,12 +104,12 @@ def _cosines(blocks: Sequence[int], common: Common, spool: Spool) -> NDArray[np.
     """Of each update with the change less its own part in it; NaN where there is none."""
     dots, squares = np.zeros(len(spool)), np.zeros(len(spool))
     length = 0.0
-    for start, strip in spool.strips(blocks):
-        change = common.change[start : start + strip.shape[1]].astype(np.float64)
-        length += float(np.sum(np.square(change)))
-        for row, values in enumerate(strip):
-            dots[row] += np.sum(values * change)
-            squares[row] += np.sum(np.square(values, dtype=np.float64))
+    for number in blocks:
+        block = blocks_of(spool.schema)[number]
+        change = common.change[block.start : block.start + block.size]
+        length += float(np.sum(np.square(change, dtype=np.float64)))
+    for row in range(len(spool)):
+        dots[row], squares[row] = spool.along(row, blocks, common.change)
     own = np.array(common.influence)
     others = np.maximum(length - 2.0 * own * dots + own**2 * squares, 0.0)
     lengths = np.sqrt(squares * others)

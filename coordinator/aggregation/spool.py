@@ -8,7 +8,7 @@ was first.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,12 @@ from wire import Schema
 Flat = NDArray[np.float32]
 Matrix = NDArray[np.float32]
 
-# A strip as float32 and once more as whatever a rule makes of it; together some 64 MB.
-STRIP_BYTES_MAX: Final = 16 << 20
-PAYLOADS_BYTES_MAX: Final = 48 << 20
-BLOCK_BYTES_MAX: Final = 16 << 20
+# A strip as float32. Rules that make float64 of it hold three times that; those that do not may
+# have it wider, and decode less often.
+STRIP_BYTES_MAX: Final = 8 << 20
+_WIDER: Final = 6
+PAYLOADS_BYTES_MAX: Final = 24 << 20
+BLOCK_BYTES_MAX: Final = 24 << 20
 _FLOAT32_BYTES: Final = 4
 
 
@@ -70,11 +72,26 @@ class Spool:
             self._kept_bytes += len(data)
         return opened
 
-    def strips(self, blocks: Sequence[int] | None = None) -> Iterator[tuple[int, Matrix]]:
+    def along(self, row: int, blocks: Sequence[int], direction: Flat) -> tuple[float, float]:
+        """Of one update in these blocks: its inner product with a flattened model, its square."""
+        opened = self.opened(row)
+        dot = square = 0.0
+        for number in blocks:
+            for part in opened.block(number):
+                start = opened.blocks[number].start + part.piece.at
+                piece = direction[start : start + part.piece.size]
+                if part.positions is not None:
+                    piece = piece[part.positions]
+                values = part.values.astype(np.float64)
+                dot += float(np.sum(values * piece))
+                square += float(np.sum(np.square(values)))
+        return dot, square
+
+    def strips(self, *, wide: bool = False) -> Iterator[tuple[int, Matrix]]:
         """Columns of all updates, strip after strip.
 
         Args:
-            blocks: which blocks of the model, all of them by default.
+            wide: in fewer strips, six times as large.
 
         Yields:
             Where the strip begins in the flattened model, and float32[updates, columns] that is
@@ -84,11 +101,11 @@ class Spool:
             return
         every = self.opened(0).blocks
         width_max = max((block.size for block in every), default=0)
-        columns = self._strip_bytes_max // (_FLOAT32_BYTES * len(self))
+        bytes_max = self._strip_bytes_max * (_WIDER if wide else 1)
+        columns = bytes_max // (_FLOAT32_BYTES * len(self))
         columns = max(1, min(columns, width_max))
         matrix = np.empty((len(self), columns), np.float32)
-        for number in range(len(every)) if blocks is None else blocks:
-            block = every[number]
+        for number, block in enumerate(every):
             decoded = _Decoded(self, number)
             for start in range(0, block.size, columns):
                 width = min(columns, block.size - start)
@@ -111,7 +128,7 @@ class _Decoded:
         known = self._rows.get(row)
         if known is not None:
             return known
-        parts = self._spool.opened(row).block(self._number)
+        parts = [_compact(part) for part in self._spool.opened(row).block(self._number)]
         size = sum(
             part.values.nbytes + (0 if part.positions is None else part.positions.nbytes)
             for part in parts
@@ -120,6 +137,14 @@ class _Decoded:
             self._rows[row] = parts
             self._bytes += size
         return parts
+
+
+def _compact(part: PieceValues) -> PieceValues:
+    """The same with two bytes a position: a piece has at most 65,536 values."""
+    if part.positions is None:
+        return part
+    positions: Any = part.positions.astype(np.uint16)  # `_fill` alone reads it
+    return PieceValues(part.piece, part.values, positions)
 
 
 def _fill(into: Flat, parts: list[PieceValues], start: int) -> None:
@@ -134,5 +159,6 @@ def _fill(into: Flat, parts: list[PieceValues], start: int) -> None:
             low, high = max(start, first), min(stop, last)
             into[low - start : high - start] = part.values[low - first : high - first]
             continue
-        low, high = np.searchsorted(part.positions, (start - first, stop - first))
-        into[part.positions[low:high] + (first - start)] = part.values[low:high]
+        positions = part.positions.astype(np.int64)
+        low, high = np.searchsorted(positions, (start - first, stop - first))
+        into[positions[low:high] + (first - start)] = part.values[low:high]

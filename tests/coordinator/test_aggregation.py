@@ -298,8 +298,8 @@ def test_memory_does_not_grow_with_the_number_of_updates(
     rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("STRIP_BYTES_MAX", "PAYLOADS_BYTES_MAX", "BLOCK_BYTES_MAX"):
-        monkeypatch.setattr(f"coordinator.aggregation.spool.{name}", 1 << 20)
-    monkeypatch.setattr(Spool.__init__, "__kwdefaults__", {"strip_bytes_max": 1 << 20})
+        monkeypatch.setattr(f"coordinator.aggregation.spool.{name}", 1 << 18)
+    monkeypatch.setattr(Spool.__init__, "__kwdefaults__", {"strip_bytes_max": 1 << 18})
     made = schema((140_000,))
     payloads = [
         encode("raw", tensors_of(made, heavy(140_000, seed)), made, seed=0) for seed in range(3)

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 from numpy.typing import NDArray
 
-from coordinator.config import Rounds
+from coordinator.config import Aggregation, Rounds
 from edge_sdk import EvalResult
 from edge_sdk.session import Phase
 from fleet.toy import ToyTask
@@ -102,6 +102,40 @@ def test_a_coordinator_that_died_between_any_two_packets_settles_what_it_receipt
                 assert after[key].receipted_at == row.receipted_at
         assert loopback.coordinator.models.version == 3
         loopback.coordinator.store.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "robust"),
+    [
+        ("fedadam", "norm_clip"),
+        ("fedavgm", "median"),
+        ("fedyogi", "geometric_median"),
+        ("fedprox", "multi_krum"),
+    ],
+)
+def test_a_strategy_gives_the_same_bits_whenever_its_coordinator_died(
+    tmp_path: Path, strategy: str, robust: str
+) -> None:
+    """What is remembered from version to version comes back with the version."""
+    digests = set()
+    for stop_after in (0, 17, 33, 48, 60):
+        directory = tmp_path / str(stop_after)
+        directory.mkdir()
+        rules = Aggregation(strategy=strategy, robust=robust)  # type: ignore[arg-type] # of the file
+        loopback = Loopback(directory, count=4, rounds=ROUNDS, aggregation=rules)
+        loopback.start()
+        if stop_after:
+            for _ in range(stop_after):
+                loopback.deliver()
+            loopback.coordinator.store.close()  # nothing is flushed: that is the crash
+            loopback.boot_coordinator().start(loopback.now_s)
+            loopback.coordinator.on_link_up(131_072, loopback.now_s)
+        loopback.play()
+        assert loopback.coordinator.models.version == 3
+        digests.add(loopback.coordinator.models.digest)
+        loopback.coordinator.store.close()
+    assert len(digests) == 1
 
 
 # -- bad input -------------------------------------------------------------------------------------

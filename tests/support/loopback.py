@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import STORE_FILE, Coordinator, FederationConfig, Store, init_state, load_identity
-from coordinator.config import Federation, Rounds, Uplink
+from coordinator.config import Aggregation, Federation, Rounds, Uplink
 from edge_sdk import DeviceDriver, DeviceInfo
 from edge_sdk.journal import Enrolment, MemoryJournal
 from edge_sdk.models import MemoryShelf
@@ -38,6 +38,7 @@ class Loopback:
         tamper: what becomes of each packet on its way: none, one or several.
         evaluator: what `task.test()` returned.
         uplink: the file's `[uplink]`.
+        aggregation: the file's `[aggregation]`.
         task: the task object.
         device_model: what `task.model()` returns on devices, if that is another.
     """
@@ -52,6 +53,7 @@ class Loopback:
         tamper: Tamper = faithful,
         evaluator: Any = None,
         uplink: Uplink = Uplink(),  # noqa: B008 - it cannot be changed
+        aggregation: Aggregation = Aggregation(),  # noqa: B008 - as above
         task: Any = ToyTask(),  # noqa: B008 - it holds nothing
         device_model: Manifest | None = None,
     ) -> None:
@@ -60,7 +62,10 @@ class Loopback:
         self.reports: list[Report] = []
         self.tamper = tamper
         self.config = FederationConfig(
-            federation=Federation(name="toy"), rounds=rounds, uplink=uplink
+            federation=Federation(name="toy"),
+            rounds=rounds,
+            uplink=uplink,
+            aggregation=aggregation,
         )
         self.directory = directory
         self.free_bytes = 2**62
