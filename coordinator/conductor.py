@@ -403,7 +403,8 @@ class Conductor:
         self.timers = {timer: at_s + by_s for timer, at_s in self.timers.items()}
         self._invited_at = {device: at_s + by_s for device, at_s in self._invited_at.items()}
         self.planner.on_clock_step(by_s)
-        self.quarantine.on_clock_step(by_s)
+        with self._headroom.or_not():
+            self.quarantine.on_clock_step(by_s)
         self.evaluations.on_clock_step(by_s)
         if self.is_open:
             self.step(ClockSet(by_s), now_s)
@@ -472,14 +473,14 @@ class Conductor:
                     self._postponed = deque((effect, *list(self._events)[1:]))
                 else:
                     self.round = before
-                    if not isinstance(event, UpdateArrived | Open):
+                    if not isinstance(event, UpdateArrived | Open | Chosen):
                         self._postponed = deque(self._events)
                 raise
 
     def _postpone(self, event: object) -> None:
         """Put an event behind those that wait for room; no flood of them makes a long queue."""
         match event:
-            case UpdateArrived():
+            case UpdateArrived() | Chosen():
                 raise DiskFullError("the round waits for room on the disk")
             case DeviceAsks():
                 return  # it asks again
@@ -671,11 +672,16 @@ class Conductor:
             and now_s >= self._invited_at[lease.device] + whole_s
         ]
         chosen = {lease.device: lease.check_in for lease in (new + again)[:room]}
+        if not chosen:
+            return
+        try:
+            self.step(Chosen(chosen), now_s)
+        except DiskFullError:
+            self.timers[PLAN_AGAIN] = now_s + DISK_AGAIN_S
+            return
         for device in chosen:
             self._leases.end(device)
             self._declines.pop(device, None)
-        if chosen:
-            self.step(Chosen(chosen), now_s)
 
     def _ask_evaluators(self, now_s: float) -> None:
         """Whoever is left over when training has had its choice may be asked to evaluate."""
