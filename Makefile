@@ -15,7 +15,7 @@ FAST := not slow and not live and not browser
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-numpy1 demo test test-fast lint format coverage bench soak kill-test fuzz docs clean
+.PHONY: help setup setup-numpy1 setup-torch demo test test-fast test-torch lint format coverage bench soak kill-test fuzz docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,27 @@ $(NUMPY1)/.set-up: pyproject.toml constraints.txt
 	else echo "no Python 3.11 or 3.12: NumPy 1 is not compared" >&2; fi
 	@touch $@
 
+# PyTorch for the processor alone: 0.2 GB to load, where its usual build for Linux is ten times that.
+# The package index may have only the usual one; then say where from, as the message below does.
+TORCH_VENV := .venv-torch
+ifeq ($(shell uname -s),Linux)
+TORCH ?= torch==2.13.0+cpu
+else
+TORCH ?= torch
+endif
+
+setup-torch: $(TORCH_VENV)/.set-up ## make .venv-torch: a device's install with PyTorch for the processor
+
+$(TORCH_VENV)/.set-up: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: name it: make PYTHON=/path/to/python setup-torch" >&2; exit 1; }
+	@echo "setting up $(TORCH_VENV)" >&2
+	@$(PYTHON) -m venv $(TORCH_VENV)
+	@$(TORCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt \
+		numpy zstandard msgspec cryptography psutil paho-mqtt hypothesis pytest pytest-timeout
+	@$(TORCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt \
+		$(TORCH) || { echo "no $(TORCH) in the package index: make setup-torch TORCH='torch --extra-index-url https://download.pytorch.org/whl/cpu'" >&2; exit 1; }
+	@touch $@
+
 demo: setup ## a federation of 30 emulated devices on real data, in a minute (ARGS=--json)
 	@$(BIN)/potluck demo $(ARGS)
 
@@ -63,6 +84,9 @@ test: lint setup-numpy1 ## everything: lint, types, floors, all tests (what CI r
 
 test-fast: setup ## the tests that start no process and take no time (under 30 s)
 	@$(PYTEST) -m "$(FAST)" $(ARGS)
+
+test-torch: setup-torch ## the tests of TorchTrainer, where PyTorch is
+	@PYTHONPATH=. $(TORCH_VENV)/bin/python -m pytest tests/edge_sdk/test_torch_trainer.py $(ARGS)
 
 lint: setup ## ruff, formatting, types, and the floors of the house
 	@$(BIN)/ruff check
@@ -98,5 +122,5 @@ docs: setup ## draw what is drawn from code: the machines, the wire's test vecto
 	@PYTHONPATH=. $(BIN)/python tests/wire/make_vectors.py
 
 clean: ## remove all that was made here: .venv, caches, builds
-	@rm -rf .venv .venv-numpy1 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* build dist *.egg-info
+	@rm -rf .venv .venv-numpy1 .venv-torch .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

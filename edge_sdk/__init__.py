@@ -5,12 +5,16 @@ executes, a journal keeps what must not be lost. Only quantized updates leave th
 heavier than the base install is imported.
 """
 
+from edge_sdk.callable_trainer import CallableTrainer, FreshTrainer
 from edge_sdk.device import Device, DeviceError, DeviceStatus, read_status
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.enrolment import EnrolmentError
+from edge_sdk.example_store import ExampleStore, ExampleStoreError
+from edge_sdk.examples import ExampleError, ExampleStats, Split
 from edge_sdk.journal import JournalError
 from edge_sdk.numpy_trainer import NumpyTrainer
 from edge_sdk.policy import Conditions, Policy, PolicyError
+from edge_sdk.torch_trainer import TorchTrainer, manifest_of
 from edge_sdk.trainer import (
     DeviceInfo,
     EvalResult,
@@ -24,6 +28,7 @@ from edge_sdk.trainer import (
 )
 
 __all__ = [
+    "CallableTrainer",
     "Conditions",
     "Device",
     "DeviceDriver",
@@ -32,16 +37,24 @@ __all__ = [
     "DeviceStatus",
     "EnrolmentError",
     "EvalResult",
+    "ExampleError",
+    "ExampleStats",
+    "ExampleStore",
+    "ExampleStoreError",
+    "FreshTrainer",
     "JournalError",
     "Model",
     "NumpyTrainer",
     "Policy",
     "PolicyError",
+    "Split",
     "Task",
     "TaskError",
+    "TorchTrainer",
     "TrainResult",
     "Trainer",
     "TrainingStoppedError",
     "load_task",
+    "manifest_of",
     "read_status",
 ]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from edge_sdk._priority import lower_this_thread
 from edge_sdk.budget import DayMeter
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.forecast import Diary
@@ -110,6 +111,8 @@ class Running:
         self._work = work
 
         def train() -> None:
+            if self._policy.low_priority:
+                lower_this_thread()
             event = work.run()
             self._hand_over(lambda r: r.driver.work_done(work, event, time.monotonic()))
 

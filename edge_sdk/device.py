@@ -15,6 +15,7 @@ from typing import Any, Final
 from edge_sdk._running import Running
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.enrolment import CA_FILE, EnrolmentError, enrol, tls_files
+from edge_sdk.example_store import ExampleStore, ExampleStoreError
 from edge_sdk.journal import JOURNAL_FILE, Enrolment, SqliteJournal
 from edge_sdk.models import FileShelf
 from edge_sdk.policy import SECONDS_PER_DAY, Conditions, Policy, sense
@@ -107,6 +108,7 @@ class Device:
         device_class: a class of `device_profiles`, for reports by class.
         info: handed to `task.trainer`.
         broker: a URL that replaces the token's own.
+        examples: the app's own store of examples, which `leave` deletes too.
         crypto: the signature scheme.
         secrets: where the device's key comes from.
     """
@@ -122,6 +124,7 @@ class Device:
         device_class: str = "unknown",
         info: DeviceInfo | None = None,
         broker: str | None = None,
+        examples: ExampleStore | None = None,
         crypto: Crypto | None = None,
         secrets: SecretSource | None = None,
     ) -> None:
@@ -134,6 +137,7 @@ class Device:
         self._device_class = device_class
         self._info = info or DeviceInfo()
         self._broker = broker
+        self._examples = examples
         self._crypto = crypto or Ed25519()
         self._secrets = secrets or SystemSecrets()
         self._manifest: Manifest | None = None
@@ -270,9 +274,14 @@ class Device:
         return confirmed
 
     def _delete(self) -> None:
-        """Remove what this class has made; what else is in the directory is not ours."""
+        """Remove what this class has made, and the examples; what else is there is not ours."""
         import shutil  # noqa: PLC0415 - once in a device's life
 
+        if self._examples is not None:
+            try:
+                self._examples.destroy()
+            except ExampleStoreError as error:
+                _log.warning("examples: %s", error)
         shutil.rmtree(self.state_dir / _MODELS, ignore_errors=True)
         for pattern in (f"{JOURNAL_FILE}*", CA_FILE, f"{LOCK_FILE}*"):
             for path in self.state_dir.glob(pattern):

@@ -4,6 +4,7 @@ Layers are dense with ReLU between them, the loss is softmax cross-entropy, the 
 mini-batch SGD, with FedProx's proximal term when the plan has one. One layer is softmax regression.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -55,7 +56,7 @@ class NumpyTrainer:
         x: ArrayLike,
         y: ArrayLike,
         *,
-        holdout: tuple[ArrayLike, ArrayLike] | None = None,
+        holdout: Sequence[ArrayLike] | None = None,
         seed: int = 0,
     ) -> None:
         self._x, self._y = _checked(x, y)

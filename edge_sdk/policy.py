@@ -34,6 +34,9 @@ class Policy:
         bytes_per_day_max: MQTT bytes both ways in a UTC day, 0 for no bound.
         cpu_load_max: busiest that the machine may be with other work, as a fraction of all cores.
         check_in_s: how long a check-in promises to be there; the next one comes a little earlier.
+        low_priority: train on a thread that lets other programs go first, where the system has
+            such threads. Not for an app whose own loop is Python: the thread may then be kept from
+            running while it holds the interpreter, and the loop waits for it.
 
     Raises:
         PolicyError: a fraction outside 0..1, a negative budget, or a check-in out of bounds.
@@ -45,6 +48,7 @@ class Policy:
     bytes_per_day_max: int = 0
     cpu_load_max: float = 1.0
     check_in_s: float = LEASE_S
+    low_priority: bool = False
 
     def __post_init__(self) -> None:
         for name in ("min_battery", "cpu_load_max"):

@@ -59,6 +59,7 @@ COMMAND_LINE = page("command-line.md")
 FAULTS = page("faults.md")
 WRITE_A_TASK = page("write-a-task.md")
 EMBED = page("embed.md")
+COLLECT = page("collect-examples.md")
 RUN_A_GATEWAY = page("run-a-gateway.md")
 
 
@@ -429,7 +430,7 @@ def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("PUMP_READINGS", raising=False)
     yield tmp_path
-    for name in ("pump", "by_hand"):
+    for name in ("pump", "by_hand", "by_function"):
         sys.modules.pop(name, None)
 
 
@@ -437,7 +438,7 @@ def imported(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-@pytest.mark.parametrize("name", ["pump", "by_hand"])
+@pytest.mark.parametrize("name", ["pump", "by_hand", "by_function"])
 def test_a_task_of_the_page_trains_and_its_update_can_be_sent(
     users_folder: Path, name: str
 ) -> None:
@@ -501,7 +502,10 @@ def test_the_page_s_federation_file_loads(users_folder: Path) -> None:
 
 PYTHON = {
     name: "\n".join(blocks(page(name), "python"))
-    for name in ("embed.md", "run-a-gateway.md", "write-a-task.md", "device-profiles.md")
+    for name in (
+        *("embed.md", "run-a-gateway.md", "write-a-task.md", "device-profiles.md"),
+        "collect-examples.md",
+    )
 }
 
 
@@ -570,13 +574,48 @@ def test_every_rule_of_a_policy_is_there_with_its_default_and_reason() -> None:
     source = inspect.getsource(edge_sdk.policy.judge)
     for name, row in stated.items():
         assert row[1] == f"`{fields[name].default}`"
-        if name != "check_in_s":  # closes nothing
+        if name not in {"check_in_s", "low_priority"}:  # they close nothing
             assert f'"{row[3].strip("`")}"' in source
 
 
 def test_every_condition_is_shown() -> None:
     for field in dataclasses.fields(Conditions):
         assert f"{field.name}=" in PYTHON["embed.md"]
+
+
+# -- examples ------------------------------------------------------------------------------------
+
+
+def test_every_argument_of_a_store_is_there_with_its_default() -> None:
+    stated = {row[0].strip("`"): row[1] for row in rows(section(COLLECT, "## Arguments"))}
+    parameters = inspect.signature(edge_sdk.ExampleStore).parameters
+    assert list(stated) == list(parameters)
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            assert stated[name] == "needed"
+        elif not callable(parameter.default):
+            assert stated[name] == f"`{parameter.default}`"
+
+
+def test_the_page_s_store_collects_trains_and_forgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gaits.py").write_text(files(COLLECT)["gaits.py"])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    adding, deleting = [
+        block for block in blocks(COLLECT, "python") if block not in files(COLLECT).values()
+    ]
+    try:
+        exec(compile(adding, "collect-examples.md", "exec"), {})  # noqa: S102 - the page's own words
+        assert capsys.readouterr().out.split() == ["200"]
+        gaits = imported("gaits")
+        trainer, model = gaits.task.trainer(DeviceInfo()), Model(0, gaits.task.model().tensors)
+        assert trainer.train(model, Plan(), stop=lambda: False).num_examples > 100
+        exec(compile(deleting, "collect-examples.md", "exec"), {})  # noqa: S102 - as above
+        assert not gaits.store.add([0.0] * 6, 0)
+    finally:
+        sys.modules.pop("gaits", None)
 
 
 # -- a gateway -----------------------------------------------------------------------------------

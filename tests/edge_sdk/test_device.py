@@ -1,6 +1,8 @@
 """`Device` as an app embeds it, over a real broker, with a real coordinator in this process."""
 
+import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +21,14 @@ from edge_sdk import (
     DeviceError,
     DeviceInfo,
     EnrolmentError,
+    ExampleStore,
     Model,
+    NumpyTrainer,
+    Policy,
     TrainResult,
     read_status,
 )
+from edge_sdk._priority import NICE
 from edge_sdk.journal import SqliteJournal
 from fleet.toy import ToyTask
 from tests.support.processes import until
@@ -307,3 +313,48 @@ def test_a_journal_that_is_gone_stops_the_device_and_not_the_app(federated: Fede
 def test_status_of_nothing_is_a_typed_error(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="no device has run here"):
         read_status(tmp_path)
+
+
+def test_leaving_deletes_the_app_s_examples_and_its_loop_goes_on(federated: Federated) -> None:
+    path = federated.directory / "examples" / "store.sqlite"
+    store = ExampleStore(path, {"x": ("float32", (8,)), "y": ("int64", ())})
+    for number in range(50):
+        store.add(np.full(8, number, np.float32), number % 2)
+    store.flush()
+    device = federated.device(1, examples=store)
+    device.enroll(federated.tokens)
+    device.start()
+    assert path.exists()
+    assert device.leave()
+    assert list(path.parent.iterdir()) == []
+    assert store.add(np.zeros(8, np.float32), 0) is False
+
+
+def test_a_store_that_was_not_handed_over_stays(federated: Federated) -> None:
+    store = ExampleStore(federated.directory / "device-1" / "mine.sqlite", {"x": ("float32", ())})
+    store.add(1.0)
+    store.close()
+    device = federated.device(1)
+    device.enroll(federated.tokens)
+    device.leave(timeout_s=0.1)
+    assert store.path.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+@pytest.mark.parametrize("low", [False, True])
+def test_training_lets_others_go_first_if_the_owner_says_so(
+    federated: Federated, *, low: bool
+) -> None:
+    found: list[int] = []
+
+    class Noting(ToyTask):
+        def trainer(self, device: DeviceInfo) -> NumpyTrainer:
+            found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return super().trainer(device)
+
+    device = federated.device(1, Noting(), policy=Policy(low_priority=low))
+    device.enroll(federated.tokens)
+    device.start()
+    until(lambda: found, "training")
+    device.stop()
+    assert found[0] == (NICE if low else os.getpriority(os.PRIO_PROCESS, 0))
