@@ -12,6 +12,9 @@ they would be about -m. A cosine c then speaks for "turned round" with a log-lik
 agree, a few updates decide. Where they do not (other data on each; a model that has learnt what
 there is to learn), m / s**2 is small, and nobody is judged.
 
+What was trained on an older base points elsewhere for that reason alone: in an asynchronous round
+stale updates are not judged by their direction.
+
 Directions are compared on a few blocks. Which, follows from the round's seed and from the change
 that came of it: while a device trains nobody can know.
 """
@@ -27,6 +30,7 @@ from numpy.typing import NDArray
 
 from coordinator.aggregation.rules import COHORT_ALONE, Common, Member
 from coordinator.aggregation.spool import Spool
+from quantization import SHARE_UNITS
 from quantization.blocks import blocks_of
 
 BLOCKS_LOOKED_AT: Final = 3
@@ -48,7 +52,7 @@ class Score:
 
     Attributes:
         norm_ratio: its norm over the cohort's median; 0 when that is 0.
-        cosine: with the change of all others, None when either is 0.
+        cosine: with the change of all others, None when either is 0 or the update is stale.
         strike: -1 to 1; what is over 0 speaks against the device.
         why: `too_long` or `turned_away` when it does, else empty.
     """
@@ -73,7 +77,8 @@ def score(
     missing = max(0, COHORT_ALONE - len(norms))
     usual = float(np.median([*past_norms[-missing:], *norms] if missing else norms))
     looked_at = _blocks(seed, common, spool)
-    cosines = _cosines(looked_at, common, spool)
+    fresh = np.array([member.claimed.share == SHARE_UNITS for member in members])
+    cosines = np.where(fresh, _cosines(looked_at, common, spool), np.nan)
     doubt = _doubt(cosines, sum(blocks_of(spool.schema)[at].size for at in looked_at))
     scores = []
     for member, cosine in zip(members, cosines.tolist(), strict=True):
