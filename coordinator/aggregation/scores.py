@@ -5,10 +5,11 @@ was scaled up, or its device has diverged. An update that points away from what 
 together was turned round, or its device has other data than the others. So a score is no verdict:
 it is a strike or a part of one, or takes a part back, and `coordinator.quarantine` adds them up.
 
-Directions are a sequential test (Wald 1945): is a device's work like the others', or is it turned
-round? The cohort's cosines are taken for normal, with a robust middle m and spread s; turned round
-they would be about -m. A cosine c then speaks for "turned round" with a log-likelihood ratio of
--2 m c / s**2; half of that, less a margin, and at most one strike of an update. Where devices
+Directions are a sequential test (Wald 1945): is a device's work turned round, or is it at worst
+something else than the others'? The cohort's cosines are taken for normal, with a robust middle m
+and spread s; turned round they would be about -m, and of data that have nothing in common with the
+others' about 0. A cosine c then speaks for "turned round" with a log-likelihood ratio of
+-m (c + m / 2) / s**2; that, less a margin, and at most one strike of an update. Where devices
 agree, a few updates decide. Where they do not (other data on each; a model that has learnt what
 there is to learn), m / s**2 is small, and nobody is judged.
 
@@ -40,6 +41,8 @@ STRIKE_MAX: Final = 1.0
 # none of 1,200 honest devices came to three strikes in 60 rounds (docs/adr/0015).
 MARGIN: Final = 0.2
 _MEMBERS_MIN: Final = 5
+# Of so many cosines the variance is doubled, of twice as many it is a quarter more.
+_FEW: Final = 10
 _TO_SIGMA: Final = 1.4826  # of the median absolute deviation of a normal distribution
 
 TOO_LONG: Final = "too_long"
@@ -79,12 +82,13 @@ def score(
     looked_at = _blocks(seed, common, spool)
     fresh = np.array([member.claimed.share == SHARE_UNITS for member in members])
     cosines = np.where(fresh, _cosines(looked_at, common, spool), np.nan)
-    doubt = _doubt(cosines, sum(blocks_of(spool.schema)[at].size for at in looked_at))
+    middle, doubt = _doubt(cosines, sum(blocks_of(spool.schema)[at].size for at in looked_at))
     scores = []
     for member, cosine in zip(members, cosines.tolist(), strict=True):
         ratio = member.norm / usual if usual else 0.0
         known = None if math.isnan(cosine) else cosine
-        strike = max(-STRIKE_MAX, min(STRIKE_MAX, -doubt * (known or 0.0) - MARGIN))
+        against = 0.0 if known is None else -doubt * (known + middle / 2.0)
+        strike = max(-STRIKE_MAX, min(STRIKE_MAX, against - MARGIN))
         why = TURNED_AWAY if strike > 0.0 else ""
         if ratio > NORM_RATIO_MAX:
             strike, why = STRIKE_MAX, TOO_LONG
@@ -92,17 +96,19 @@ def score(
     return tuple(scores)
 
 
-def _doubt(cosines: NDArray[np.float64], coordinates: int) -> float:
-    """How much a cosine says: m / s**2 of the cohort's; 0 where there is no direction to judge by.
+def _doubt(cosines: NDArray[np.float64], coordinates: int) -> tuple[float, float]:
+    """The middle m of the cohort's cosines, and how much one says: m / s**2; 0 for nothing.
 
-    s**2 is at least what it is among vectors of so many coordinates that have nothing in common.
+    s**2 is at least what it is among vectors of so many coordinates that have nothing in common. Of
+    few cosines it is often estimated too small, and an honest device that differs would pay for it.
     """
     known = cosines[~np.isnan(cosines)]
     if len(known) < _MEMBERS_MIN:
-        return 0.0
-    middle = float(np.median(known))
+        return 0.0, 0.0
+    middle = max(float(np.median(known)), 0.0)
     spread = _TO_SIGMA * float(np.median(np.abs(known - middle)))
-    return max(middle, 0.0) / (spread**2 + 1.0 / coordinates)
+    few = 1.0 + (_FEW / len(known)) ** 2
+    return middle, middle / (few * spread**2 + 1.0 / coordinates)
 
 
 def _cosines(blocks: Sequence[int], common: Common, spool: Spool) -> NDArray[np.float64]:
