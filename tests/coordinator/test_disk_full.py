@@ -15,10 +15,10 @@ import pytest
 
 from coordinator import init_state
 from coordinator import round as rounds
-from coordinator.conductor import DISK_AGAIN, DISK_AGAIN_S, PLAN_AGAIN
 from coordinator.config import Rounds
 from coordinator.headroom import Headroom
 from coordinator.store import DiskFullError, Store
+from coordinator.timers import DISK_AGAIN, DISK_AGAIN_S, PLAN_AGAIN
 from tests.support.loopback import Loopback
 from tests.support.processes import environment
 from wire import Report, SystemSecrets, frames, topics
