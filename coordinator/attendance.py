@@ -145,10 +145,8 @@ class Attendance:
         first_of_boot = check_in >> _BOOT_BITS != before >> _BOOT_BITS
         self._unwritten.add(device)
         self._boots_are_new |= first_of_boot and self._floods.may_write(device, now_s)
-        if self._boots_are_new and not self._intake.burst.running:
-            # A restart can only recall a device whose boot it knows; the others can wait.
-            with self._headroom.or_not():
-                self.write()
+        if not self._intake.burst.running:
+            self.write_boots()
 
     def _doubt(self, device: str, held_version: int) -> None:
         """A version that this coordinator has not made: a lie, or what a lost future has left."""
@@ -204,9 +202,14 @@ class Attendance:
         return bool(self._unwritten)
 
     def write_boots(self) -> None:
-        """Write what has come, if one of it is the first of a boot."""
+        """Write what has come, if one of it is the first of a boot.
+
+        A restart can only recall a device whose boot it knows; the others can wait. Without room
+        all of it waits.
+        """
         if self._boots_are_new:
-            self.write()
+            with self._headroom.or_not():
+                self.write()
 
     def write(self) -> None:
         """Write the numbers of check-ins that only memory has."""

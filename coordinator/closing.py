@@ -116,7 +116,7 @@ class Closing:
 
     def settle(self, settled: UpdateSettled) -> None:
         """Decide an update that does not count; if it was no update, its device is struck."""
-        offence = self._current.offences.pop(settled.update_id, None)
+        offence = self._current.offences.get(settled.update_id)
         device = self._current.state.owners[settled.update_id]
         out = False
         with self._store.transaction():
@@ -125,6 +125,8 @@ class Closing:
                 out = self._quarantine.strike(
                     device, settled.round, settled.settled_at_s, reason=offence
                 )
+        # Only now: without room on the disk the same is tried again.
+        self._current.offences.pop(settled.update_id, None)
         if out:
             self._keep_out(device, offence or "")
 

@@ -125,6 +125,8 @@ class Conductor:
         self._publish = publish
         self._observe = observe
         self._headroom = headroom
+        self._models = models
+        self._reconfigured = reconfigured
         self.current = CurrentRound(store, models)
         self.course = Course(
             config=config, store=store, headroom=headroom, traffic=traffic, observe=observe
@@ -166,7 +168,7 @@ class Conductor:
             step=self.step,
             observe=observe,
             run_over=run_over,
-            reconfigured=reconfigured,
+            put_in_force=self._put_in_force,
             seed=seed,
             chunk_bytes_max=chunk_bytes_for(config.broker.packet_bytes_max),
         )
@@ -321,6 +323,20 @@ class Conductor:
         self.evaluations.on_clock_step(by_s)
         if self.is_open:
             self.step(ClockSet(by_s), now_s)
+
+    def _put_in_force(self, config: FederationConfig) -> None:
+        """A round's edge is here: whoever reads the file reads this one from now on."""
+        self._reconfigured(config)
+        self.course.config = config
+        self.planner.reconfigure(config)
+        self.evaluations.reconfigure(config)
+        self.quarantine.reconfigure(
+            strikes_max=config.aggregation.strikes_max,
+            quarantine_s=config.aggregation.quarantine_s,
+            share_max=config.aggregation.attackers_max,
+        )
+        self._headroom.reserve_for(config.rounds.to_invite)
+        self._models.reconfigure(config.downlink.codec)
 
     # -- events ------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class Opening:
         step: gives the round an event.
         observe: told every `Report`.
         run_over: called when every round is closed, also after a restart.
-        reconfigured: told when another federation file comes into force, before it does.
+        put_in_force: makes everybody read another federation file.
         seed: the federation's public seed.
         chunk_bytes_max: of updates on their way up.
 
@@ -75,7 +75,7 @@ class Opening:
         step: Callable[[object, float], None],
         observe: Callable[[Report], None],
         run_over: Callable[[float], None],
-        reconfigured: Callable[[FederationConfig], None],
+        put_in_force: Callable[[FederationConfig], None],
         seed: int,
         chunk_bytes_max: int,
     ) -> None:
@@ -95,7 +95,7 @@ class Opening:
         self._step = step
         self._observe = observe
         self._run_over = run_over
-        self._reconfigured = reconfigured
+        self._put_in_force = put_in_force
         self._seed = seed
         self._next_config: FederationConfig | None = None
 
@@ -131,10 +131,8 @@ class Opening:
 
     def _apply(self) -> None:
         if self._next_config is not None:
-            self._reconfigured(self._next_config)
-            self._course.config, self._next_config = self._next_config, None
-            self._planner.reconfigure(self._course.config)
-            self._models.reconfigure(self._course.config.downlink.codec)
+            self._put_in_force(self._next_config)
+            self._next_config = None
 
     # -- when --------------------------------------------------------------------------------
 
