@@ -119,7 +119,7 @@ def _make_state(home: Path, parameters: int, updates: int, codec: str) -> int:
         chunk_bytes_max=120_000,
         weight_cap=1_000,
     )
-    coordinator.rounds._begin(opened)  # noqa: SLF001 - what `_open` does once devices are there
+    coordinator.rounds.current.begin(opened)
     coordinator.rounds.step(Open(opened), now_s)
     spool_bytes = 0
     for number, name in enumerate(names[:updates]):

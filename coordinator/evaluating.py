@@ -187,6 +187,10 @@ class Evaluations:
         self._store.note_round(current.round, metrics, "devices")
         self._observe(Report("evaluated", said))
 
+    def reconfigure(self, config: FederationConfig) -> None:
+        """Another file is in force; what is being measured goes on under it."""
+        self._config = config
+
     def on_clock_step(self, by_s: float) -> None:
         """Somebody has set the clock: what was to end in a while still does."""
         if self._current is not None:

@@ -48,7 +48,12 @@ class Headroom:
         self._free_bytes = free_bytes
         self._observe = observe
         self._full = False
-        commit_bytes = parameters * _BYTES_PER_PARAMETER + updates * _BYTES_PER_UPDATE
+        self._parameters = parameters
+        self.reserve_for(updates)
+
+    def reserve_for(self, updates: int) -> None:
+        """A round may receive so many updates from now on."""
+        commit_bytes = self._parameters * _BYTES_PER_PARAMETER + updates * _BYTES_PER_UPDATE
         self.reserve_bytes = RESERVE_BYTES_MIN + _WRITTEN_TWICE * commit_bytes
 
     def has_room(self, payload_bytes: int) -> bool:

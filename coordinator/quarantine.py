@@ -81,6 +81,10 @@ class Quarantine:
         self, store: Store, *, strikes_max: int, quarantine_s: float, share_max: float
     ) -> None:
         self._store = store
+        self.reconfigure(strikes_max=strikes_max, quarantine_s=quarantine_s, share_max=share_max)
+
+    def reconfigure(self, *, strikes_max: int, quarantine_s: float, share_max: float) -> None:
+        """Judge by other numbers from now on; whoever is out stays so until its time is over."""
         self._share_max = share_max
         self._strikes_max = strikes_max
         self._quarantine_s = quarantine_s

@@ -2,7 +2,7 @@
 
 It has no thread, no socket and no clock of its own: whoever runs it (the gateway's main loop, a
 fleet's virtual world) calls `on_frame`, `on_link_up` and `wake` from one thread, and passes the
-time. Rounds are the `Conductor`'s.
+time. Rounds are the `Conductor`'s, check-ins `Attendance`'s, updates on their way in `Intake`'s.
 
 Whatever the network sends is either handled or counted: a `RemoteProtocolError` never leaves
 `on_frame`, is added to its device's count, logged once per device and reason, and the round goes
@@ -14,10 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from coordinator import quarantine
-from coordinator.burst import Burst
+from coordinator.attendance import Attendance
 from coordinator.changes import check_changes, remember, remembered
 from coordinator.conductor import Conductor
 from coordinator.config import FederationConfig
@@ -28,15 +26,15 @@ from coordinator.floods import Floods
 from coordinator.headroom import Headroom, plenty
 from coordinator.identity import Identity
 from coordinator.inbox import Disk, Inbox
+from coordinator.intake import DISK_FULL, Intake
 from coordinator.leases import Leases
 from coordinator.models import Models
-from coordinator.pace import LEASE_SLACK, Pacer
-from coordinator.participation import TOO_SLOW, Classes
-from coordinator.registry import STABLE, Registry
+from coordinator.pace import Pacer
+from coordinator.participation import Classes
+from coordinator.registry import Registry
 from coordinator.releases import Releases
-from coordinator.round import COUNTED
-from coordinator.signals import DeviceAsks, UpdateStored
 from coordinator.store import DiskFullError, Store
+from coordinator.timers import FLUSH
 from wire import (
     Crypto,
     Manifest,
@@ -47,13 +45,6 @@ from wire import (
     frames,
     identity,
     topics,
-)
-from wire.errors import (
-    DuplicateError,
-    NotInvitedError,
-    SchemaMismatchError,
-    StaleRoundError,
-    UnknownVersionError,
 )
 from wire.link import publish_packet_bytes
 from wire.messages import (
@@ -68,28 +59,15 @@ from wire.messages import (
     Gone,
     Leave,
     Message,
-    Receipt,
     Refused,
     Release,
     Revoked,
-    Settled,
     UpdateOffer,
-    UploadStatus,
 )
 from wire.topics import Address
 
-FLUSH: Final = "flush"
 FLUSH_EVERY_S: Final = 5.0
-# Why an update is not taken now: it stays on its device, and is offered again.
-DISK_FULL: Final = "disk_full"
-# What an update is said to be whose line of the ledger was let go of, if it did not count.
-LEDGER_TRIMMED: Final = "ledger_trimmed"
-_ROUNDS_TOLD_AGAIN: Final = 2
-_BOOT_BITS: Final = 32
 _NOBODY: Final = "-"
-_EVALUATES_SINCE_MINOR: Final = 1
-# After a restart a round's invitees and as many again are recalled at once.
-_RECALLED: Final = 2
 
 
 class Coordinator:
@@ -177,7 +155,7 @@ class Coordinator:
             observe=observe,
             count_incident=self.count_incident,
             traffic=lambda: (self.sent_bytes, self.received_bytes),
-            understands=lambda device: self._minors.get(device, 0) >= _EVALUATES_SINCE_MINOR,
+            understands=lambda device: self._attendance.understands_evaluations(device),  # noqa: PLW0108
             run_over=lambda now_s: self.releases.run_over(self.models.version, now_s),
             needed_versions=self.registry.needed_versions,
             headroom=self._headroom,
@@ -198,26 +176,38 @@ class Coordinator:
             for name, row in rows.items()
             if row["revoked"] is not None
         }
-        self._check_ins = {name: int(row["last_check_in"]) for name, row in rows.items()}
-        self._new_check_ins: set[str] = set()
-        self._boots_are_new = False
         self._floods = Floods()
-        # Which minor version of the protocol each device spoke when it last checked in.
-        self._minors: dict[str, int] = {}
         self._enrolment = Enrolment(store, keys, crypto, config.federation.name)
         largest = self.models.payload_bytes_max
         self._inbox = Inbox(largest, None if disk is None else disk(largest))
-        self._burst = Burst(
+        self._intake = Intake(
+            federation=config.federation.name,
             store=store,
             rounds=self.rounds,
-            tell=self._tell,
-            say_refused=self._say_refused,
-            no_room=self._no_room,
+            inbox=self._inbox,
+            leases=self.leases,
+            headroom=self._headroom,
+            publish=self._publish,
+            observe=observe,
+        )
+        self._attendance = Attendance(
+            store=store,
+            rounds=self.rounds,
+            intake=self._intake,
+            models=self.models,
+            leases=self.leases,
+            pacer=self._pacer,
+            floods=self._floods,
+            headroom=self._headroom,
+            enrolled=self._devices,
+            last={name: int(row["last_check_in"]) for name, row in rows.items()},
+            publish=self._publish,
+            count_incident=self.count_incident,
         )
         self._incidents: dict[tuple[str, str], tuple[int, str]] = {}
         self._logged: set[tuple[str, str]] = set()
         self._downloads = Downloads(self.models, store, self._publish, in_flight_bytes)
-        self._downloads.chunk_bytes_max = self.rounds.chunk_bytes_max
+        self._downloads.chunk_bytes_max = chunk_bytes_for(config.broker.packet_bytes_max)
 
     # -- what whoever runs it calls ----------------------------------------------------------
 
@@ -261,7 +251,7 @@ class Coordinator:
     def start(self, now_s: float) -> None:
         """Resume the round that the last run left open, if it did, and begin to plan."""
         self.rounds.start(now_s)
-        self.rounds.reconfigure(self._new_config, now_s)
+        self.rounds.opening.reconfigure(self._new_config, now_s)
         self._flush_soon(now_s)
 
     def reconfigure(self, config: FederationConfig, now_s: float) -> None:
@@ -273,7 +263,7 @@ class Coordinator:
         spent = bool(self.store.privacy())
         check_changes(self.config, config, spent=spent, running=True)
         self._new_config = config
-        self.rounds.reconfigure(config, now_s)
+        self.rounds.opening.reconfigure(config, now_s)
 
     def _reconfigured(self, config: FederationConfig) -> None:
         """A round's edge is here: this file is in force from now on."""
@@ -296,14 +286,13 @@ class Coordinator:
     def on_link_up(self, packet_bytes_max: int, now_s: float) -> None:
         """The broker is there, and takes packets of this size."""
         chunk_bytes_max = chunk_bytes_for(packet_bytes_max)
-        self.rounds.chunk_bytes_max = self._downloads.chunk_bytes_max = chunk_bytes_max
-        self.rounds.link_is_up = True
-        self.rounds.plan_soon(now_s)
-        self._recall(now_s)
+        self._downloads.chunk_bytes_max = chunk_bytes_max
+        self.rounds.on_link_up(chunk_bytes_max, now_s)
+        self._attendance.recall(now_s)
 
     def on_link_down(self) -> None:
         """The broker is gone: what is said now reaches nobody, so no round is opened."""
-        self.rounds.link_is_up = False
+        self.rounds.on_link_down()
         self._downloads.on_link_down()
 
     def on_clock_step(self, by_s: float, now_s: float) -> None:
@@ -312,33 +301,6 @@ class Coordinator:
         self.leases.on_clock_step(by_s)
         self._downloads.on_clock_step()
         self.rounds.on_clock_step(by_s, now_s)
-
-    def _recall(self, now_s: float) -> None:
-        """Say again what may have been lost with the link, or with this process before it.
-
-        Settlements of the last rounds may have been lost between the transaction and the broker,
-        and so may invitations. Of the others as many as a round needs are asked to speak again now
-        rather than when their leases would have ended, which are not kept over a restart; and some
-        more after them, at the rate that the file allows.
-        """
-        last = self.store.last_round()
-        for number in range(max(last - _ROUNDS_TOLD_AGAIN, 1), last + 1):
-            for row in self.store.updates(number):
-                if row.device in self._devices:
-                    self._tell(row.device, row.update_id)
-        others = []
-        for device, check_in in sorted(self._check_ins.items()):
-            if device not in self._devices:
-                continue
-            if self.rounds.may_still_train(device, now_s):
-                self.rounds.step(DeviceAsks(device, check_in), now_s)
-            else:
-                others.append(device)
-        at_once = _RECALLED * self.rounds.planner.to_invite()
-        for device, after_s in self._pacer.recall(others, last, at_once):
-            # One that was never heard may have spoken before anybody listened.
-            check_in = max(self._check_ins[device], 1)
-            self._publish(ComeBackAt(check_in, after_s, "coordinator_is_back"), device)
 
     def wake(self, now_s: float) -> None:
         """Run every timer that is due."""
@@ -368,14 +330,13 @@ class Coordinator:
     @contextmanager
     def burst(self, now_s: Callable[[], float]) -> Iterator[None]:
         """Frames that came together: what they bring goes to disk together (see `Burst`)."""
-        self._burst.running = True
+        self._intake.burst.running = True
         try:
             yield
         finally:
-            self._burst.running = False
-        if self._boots_are_new:
-            self._flush_check_ins()
-        self._burst.settle(now_s())
+            self._intake.burst.running = False
+        self._attendance.write_boots()
+        self._intake.burst.settle(now_s())
 
     def on_frame(self, topic: str, data: bytes, now_s: float) -> None:
         """Take a publication from the broker, whatever it is."""
@@ -398,7 +359,7 @@ class Coordinator:
                 # Only what the device has signed counts: others cannot use up its allowance.
                 self._floods.check(device, now_s)
             if isinstance(message, Available):
-                self._minors[device] = data[frames.MINOR_OFFSET]
+                self._attendance.minors[device] = data[frames.MINOR_OFFSET]
             with self._headroom.or_not():
                 self._on_message(device, message, now_s)
         except RemoteProtocolError as error:
@@ -435,7 +396,7 @@ class Coordinator:
         before = quarantine.pardon(self.store, device, now_s)
         if before.quarantined_until is None:
             return False
-        check_in = self._check_ins.get(device, 0)
+        check_in = self._attendance.last_check_in(device)
         self._publish(ComeBackAt(check_in, 0.0, quarantine.PARDONED), device)
         return True
 
@@ -452,7 +413,7 @@ class Coordinator:
         self.store.revoke(device, reason)
         self._observe(Report("left", reason, device))
         self._revoked[device] = (self._devices[device], reason)
-        self._lost(device, reason, 0, now_s)
+        self._intake.lost(device, reason, 0, now_s)
         self._publish(Revoked(reason), device)
         del self._devices[device]
         return True
@@ -492,13 +453,13 @@ class Coordinator:
     def _on_message(self, device: str, message: Message, now_s: float) -> None:
         match message:
             case Available():
-                self._available(device, message, now_s)
+                self._attendance.take(device, message, now_s)
             case Declined():
-                self._check_is_no_replay(device, message)
-                self._lost(device, message.reason, message.round, now_s)
+                self._attendance.check_is_no_replay(device, message)
+                self._intake.lost(device, message.reason, message.round, now_s)
             case Failed():
                 self._failed(device, message)
-                self._lost(device, message.reason, message.round, now_s)
+                self._intake.lost(device, message.reason, message.round, now_s)
             case Gone():
                 self.leases.end_since(device, message.check_in)
             case Leave():
@@ -514,9 +475,9 @@ class Coordinator:
             case EvaluationReport():
                 self.rounds.take_report(device, message, now_s)
             case UpdateOffer():
-                self._offer(device, message, now_s)
+                self._intake.offer(device, message, now_s)
             case Chunk():
-                self._chunk(device, message, now_s)
+                self._intake.chunk(device, message, now_s)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not expected from a device")
 
@@ -524,216 +485,6 @@ class Coordinator:
         """Say what a device says of work that the round waits for; once, then it does not wait."""
         if message.detail and device in self.rounds.round.waiting_for:
             self._observe(Report("training_failed", message.detail, device))
-
-    def _check_is_no_replay(self, device: str, message: Declined) -> None:
-        if message.check_in < self._check_ins.get(device, 0):
-            raise RemoteProtocolError(f"declines check-in {message.check_in}, an old one")
-
-    def _available(self, device: str, message: Available, now_s: float) -> None:
-        if message.check_in <= self._check_ins.get(device, 0):
-            raise RemoteProtocolError(f"check-in {message.check_in} is not newer than the last")
-        if message.schema_digest != bytes.fromhex(self.models.manifest.schema.digest):
-            self._publish(
-                Refused(Available.KIND, "schema_mismatch", "another task's model"), device
-            )
-            raise SchemaMismatchError("the device trains another model")
-        before, self._check_ins[device] = self._check_ins.get(device, 0), message.check_in
-        first_of_boot = message.check_in >> _BOOT_BITS != before >> _BOOT_BITS
-        self._new_check_ins.add(device)
-        self._boots_are_new |= first_of_boot and self._floods.may_write(device, now_s)
-        if self._boots_are_new and not self._burst.running:
-            # A restart can only recall a device whose boot it knows; the others can wait.
-            with self._headroom.or_not():
-                self._flush_check_ins()
-        self._doubt(device, message.held_version)
-        released = self.store.released(STABLE)
-        if released is not None and released["version"] != message.released_version:
-            self._publish(Release(released["version"], released["digest"], STABLE), device)
-        if self.rounds.may_still_train(device, now_s):
-            self.rounds.step(DeviceAsks(device, message.check_in), now_s)
-            return
-        self.rounds.evaluations.lost(device)
-        if self.rounds.waits_for(device):
-            # It has nothing sealed, or it would not check in, and its round is as good as over.
-            self.rounds.lose(device, "deadline_passed", now_s)
-        if self.finished:
-            idle_s = self._pacer.idle_s(device, message.check_in)
-            self._publish(ComeBackAt(message.check_in, idle_s, "run_over"), device)
-            return
-        until_s = self.rounds.quarantine.until_s(device, now_s)
-        if until_s is not None:
-            delay_s = min(until_s - now_s, quarantine.COME_BACK_S)
-            self._publish(ComeBackAt(message.check_in, delay_s, quarantine.QUARANTINED), device)
-            return
-        after_s = self._pacer.silence_s(
-            device,
-            message.check_in,
-            message.window_s,
-            opens_in_s=self.rounds.planner.earliest_s(now_s) - now_s,
-            now_s=now_s,
-        )
-        if after_s is not None:
-            self._publish(ComeBackAt(message.check_in, after_s, "not_needed"), device)
-        silent_s = LEASE_SLACK * (after_s or 0.0)
-        self.leases.check_in(device, message, now_s, silent_s=silent_s)
-        self.rounds.plan_soon(now_s)
-
-    def _doubt(self, device: str, held_version: int) -> None:
-        """A version that this coordinator has not made: a lie, or what a lost future has left."""
-        if held_version <= self.models.version or held_version <= self.models.lost_up_to:
-            return
-        self.count_incident(
-            device,
-            UnknownVersionError(
-                f"holds version {held_version}, which was not made here; if many devices say so,"
-                " the state directory is an old copy: use `potluck coordinator restore`"
-            ),
-        )
-
-    def _lost(self, device: str, reason: str, round_number: int, now_s: float) -> None:
-        # This may end the round, and what has come before it is part of that.
-        self._burst.settle(now_s)
-        self.rounds.evaluations.lost(device, round_number)
-        if self.leases.end(device) or self.rounds.waits_for(device):
-            self._observe(Report("declined", reason, device))
-        if reason == TOO_SLOW and round_number and not self.rounds.waits_for(device):
-            self.rounds.note_too_slow(device, round_number)
-        if not self.rounds.is_open:
-            self.rounds.plan_soon(now_s)
-        elif self.rounds.waits_for(device, round_number):
-            self.rounds.lose(device, reason, now_s)
-
-    def _offer(self, device: str, message: UpdateOffer, now_s: float) -> None:
-        try:
-            self._judge(device, message, now_s)
-        except DiskFullError:
-            self._no_room(device)
-
-    def _no_room(self, device: str) -> None:
-        """Not now: the device keeps what it has sealed, and asks again, less and less often."""
-        self._headroom.ran_out()
-        self._publish(Refused(UpdateOffer.KIND, DISK_FULL, "try again later"), device)
-
-    def _judge(self, device: str, message: UpdateOffer, now_s: float) -> None:
-        name = self.config.federation.name
-        if message.update_id in self._burst:
-            self._burst.settle(now_s)
-        if message.update_id != identity.update_id(name, message.round, device):
-            raise RemoteProtocolError("the update id is not this device's for this round")
-        if self._is_known(device, message):
-            return
-        update = self._describe(device, message, now_s)
-        late = self._why_late(device, message)
-        if late is not None:
-            self.rounds.note_late(device, message.round, now_s)
-            self._burst.refuse(update, late, now_s)
-            return
-        refusal = self._why_not(device, message)
-        if isinstance(refusal, StaleRoundError | NotInvitedError):
-            # No work of ours: told, counted, and given no line, or a liar could fill the ledger.
-            self._publish(Settled(message.update_id, counted=False, reason=refusal.reason), device)
-            raise refusal
-        if refusal is not None:
-            self._burst.refuse(update, refusal.reason, now_s)
-            self._lost(device, refusal.reason, message.round, now_s)
-            raise refusal
-        if self.rounds.waits_for_room or not self._headroom.has_room(message.payload_bytes):
-            self._no_room(device)
-            return
-        received = self._inbox.announce(device, update, message.chunk_bytes)
-        if not message.chunks_follow:
-            self._publish(UploadStatus(message.update_id, received), device)
-
-    def _is_known(self, device: str, message: UpdateOffer) -> bool:
-        """Whether the ledger has, or had, a line on this update: then that is the answer."""
-        known = self.store.update(message.update_id)
-        if known is not None:
-            self._tell(device, message.update_id)
-            if known.digest != message.payload_digest:
-                raise DuplicateError("the same update id was offered with other bytes")
-            return True
-        totals = self.store.round_totals(message.round)
-        if totals is None:
-            return False
-        counted = totals.counts(message.update_id)
-        reason = COUNTED if counted else LEDGER_TRIMMED
-        self._publish(Settled(message.update_id, counted, reason), device)
-        return True
-
-    def _say_refused(self, update: UpdateStored, reason: str) -> None:
-        """Settle an update that is not taken."""
-        self.rounds.note_refused(update.device, update.round)
-        self._publish(Settled(update.update_id, counted=False, reason=reason), update.device)
-        self.leases.expect(update.device)
-
-    def _why_late(self, device: str, message: UpdateOffer) -> str | None:
-        """What to say to honest work that others were quicker with: nobody's fault."""
-        if self.rounds.is_open and message.round == self.store.last_round():
-            return None
-        opened = self.store.round_opened(message.round)
-        if (
-            opened is None
-            or device not in opened.invited
-            or message.base_version != opened.base_version
-        ):
-            return None
-        return self.rounds.why_late(opened)
-
-    def _why_not(self, device: str, message: UpdateOffer) -> RemoteProtocolError | None:
-        """Why an offered update cannot be taken, before a byte of it is."""
-        opened = self.rounds.taken(message.round)
-        if opened is None:
-            return StaleRoundError(f"round {message.round} is not open")
-        if device not in opened.invited:
-            return NotInvitedError(f"was not invited to round {message.round}")
-        if message.base_version != opened.base_version:
-            return StaleRoundError(f"trained on version {message.base_version}")
-        return self._inbox.why_too_large(message.payload_bytes, message.chunk_bytes)
-
-    @property
-    def _weight_cap(self) -> int:
-        """The open round's: a file that is changed counts from the next round on."""
-        opened = self.rounds.round.opened
-        return self.config.aggregation.weight_cap if opened is None else opened.weight_cap
-
-    def _describe(self, device: str, message: UpdateOffer, now_s: float) -> UpdateStored:
-        return UpdateStored(
-            update_id=message.update_id,
-            device=device,
-            round=message.round,
-            base_version=message.base_version,
-            num_examples=message.num_examples,
-            weight=min(message.num_examples, self._weight_cap),
-            payload_bytes=message.payload_bytes,
-            payload_digest=message.payload_digest,
-            metrics=dict(message.metrics),
-            receipted_at_s=now_s,
-            collected_in=self._collected_in(message.round),
-        )
-
-    def _collected_in(self, round_number: int) -> int:
-        """Where an update for this round is entered: the round that takes it, else its own."""
-        opened = self.rounds.round.opened
-        if opened is None or opened.mode == "sync" or not self.rounds.is_open:
-            return round_number
-        return opened.round
-
-    def _chunk(self, device: str, message: Chunk, now_s: float) -> None:
-        done = self._inbox.add(device, message)
-        if done is not None:
-            update, payload = done
-            update = msgspec.structs.replace(update, receipted_at_s=now_s)
-            self._burst.add(update, payload, now_s)
-
-    def _tell(self, device: str, update_id: bytes) -> None:
-        """Say what the ledger says of an update."""
-        row = self.store.update(update_id)
-        if row is None or row.device != device:
-            return
-        if row.receipted_at is not None:
-            self._publish(Receipt(update_id), device)
-        if row.counted is not None:
-            self._publish(Settled(update_id, row.counted, row.reason or COUNTED), device)
 
     # -- speaking ----------------------------------------------------------------------------
 
@@ -747,7 +498,7 @@ class Coordinator:
 
     def _flush_soon(self, now_s: float) -> None:
         """Write counts within a while; a coordinator at which nobody speaks does not wake."""
-        if (self._incidents or self._new_check_ins) and FLUSH not in self.rounds.timers:
+        if (self._incidents or self._attendance.is_unwritten) and FLUSH not in self.rounds.timers:
             self.rounds.timers[FLUSH] = now_s + FLUSH_EVERY_S
 
     def _flush(self) -> None:
@@ -755,10 +506,4 @@ class Coordinator:
         if self._incidents:
             self.store.add_incidents(self._incidents)
             self._incidents = {}
-        self._flush_check_ins()
-
-    def _flush_check_ins(self) -> None:
-        if self._new_check_ins:
-            self.store.note_check_ins({d: self._check_ins[d] for d in self._new_check_ins})
-            self._new_check_ins = set()
-        self._boots_are_new = False
+        self._attendance.write()

@@ -49,7 +49,7 @@ def take_status(
         at_s=now_s,
         steady_s=steady_s,
         link_up=link_up,
-        paused=coordinator.rounds.paused,
+        paused=coordinator.rounds.opening.paused,
         finished=coordinator.finished,
         round=_open_round(coordinator),
         leases=coordinator.leases.running(),

@@ -13,11 +13,11 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from coordinator.conductor import DISK_AGAIN_S
 from coordinator.models import tensors_from_bytes
 from coordinator.round import RESUME_GRACE_S
 from coordinator.signals import RoundOpened
 from coordinator.store import UpdateRow
+from coordinator.timers import DISK_AGAIN_S
 from edge_sdk import Model
 from edge_sdk.session import Phase
 from fleet import reference

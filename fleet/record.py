@@ -137,7 +137,7 @@ class Course:
             devices=_device_records(store, devices),
             faults=describe(run.faults),
             participation=participation_of(store, coordinator.classes),
-            ended=coordinator.rounds.ended,
+            ended=coordinator.rounds.course.ended,
         )
 
     def _mark(self) -> _Mark:

@@ -126,7 +126,7 @@ class _Live:
             latest = (coordinator.store.last_round(), int(is_open), len(state.updates))
             # Whom nothing came of is invited to a buffer again when its time is over.
             patience_s = STALL_S + (self.run.config.rounds.deadline_s if is_open else 0.0)
-            waits = coordinator.rounds.waits_for_somebody_new
+            waits = coordinator.rounds.current.waits_for_somebody_new
             if latest != progress:
                 progress, progress_s = latest, time.monotonic()
             elif waits and time.monotonic() - progress_s > patience_s:

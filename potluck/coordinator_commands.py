@@ -225,7 +225,7 @@ def run_coordinator(arguments: argparse.Namespace) -> int:
         summary = {
             "event": "stopped",
             "finished": gateway.coordinator.finished,
-            "ended": gateway.coordinator.rounds.ended,
+            "ended": gateway.coordinator.rounds.course.ended,
             "round": gateway.store.last_round(),
             "rounds": gateway.coordinator.config.rounds.count,
             "version": gateway.coordinator.models.version,

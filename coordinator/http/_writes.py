@@ -40,8 +40,8 @@ def pause(desk: Desk) -> views.Done:
     """Open no new round, over restarts too; the one that is open goes on."""
 
     def act(_now_s: float) -> bool:
-        changed = not desk.coordinator.rounds.paused
-        desk.coordinator.rounds.pause()
+        changed = not desk.coordinator.rounds.opening.paused
+        desk.coordinator.rounds.opening.pause()
         return changed
 
     return views.Done(desk.ask(act))
@@ -51,8 +51,8 @@ def resume(desk: Desk) -> views.Done:
     """Open rounds again."""
 
     def act(now_s: float) -> bool:
-        changed = desk.coordinator.rounds.paused
-        desk.coordinator.rounds.resume(now_s)
+        changed = desk.coordinator.rounds.opening.paused
+        desk.coordinator.rounds.opening.resume(now_s)
         return changed
 
     return views.Done(desk.ask(act))

@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator.conductor import BYTE_BUDGET_SPENT
 from coordinator.config import Rounds, Selection
+from coordinator.course import BYTE_BUDGET_SPENT
 from coordinator.pace import AWAY_S_MAX
 from tests.support.loopback import Loopback
 from wire import Message, frames, topics
@@ -27,7 +27,7 @@ def test_a_federation_ends_before_the_round_that_its_bytes_may_not_cover(tmp_pat
     loopback = with_rounds(tmp_path, msgspec.structs.replace(ROUNDS, bytes_max=budget))
     coordinator = loopback.coordinator
     assert coordinator.finished
-    assert coordinator.rounds.ended == BYTE_BUDGET_SPENT
+    assert coordinator.rounds.course.ended == BYTE_BUDGET_SPENT
     closed = coordinator.store.last_round()
     assert 1 <= closed < 30
     at_close = sum(coordinator.store.closed_bytes())
@@ -46,11 +46,11 @@ def test_what_was_spent_before_a_restart_is_spent(tmp_path: Path) -> None:
     tight = msgspec.structs.replace(ROUNDS, bytes_max=spent + 10)
     loopback.config = msgspec.structs.replace(loopback.config, rounds=tight)
     again = loopback.boot_coordinator()
-    assert again.rounds.spent_bytes == spent
+    assert again.rounds.course.spent_bytes == spent
     again.start(loopback.now_s)
     again.on_link_up(131_072, loopback.now_s)
     loopback.play()
-    assert again.rounds.ended == BYTE_BUDGET_SPENT
+    assert again.rounds.course.ended == BYTE_BUDGET_SPENT
     assert again.store.last_round() == 3
 
 
@@ -66,7 +66,7 @@ def test_a_budget_that_is_raised_lets_the_federation_go_on(tmp_path: Path) -> No
     again.on_link_up(131_072, loopback.now_s)
     loopback.play(until_s=loopback.now_s + 20_000.0)
     assert again.store.last_round() == 6
-    assert not again.rounds.ended
+    assert not again.rounds.course.ended
 
 
 def test_an_open_round_remembers_its_bytes_over_a_crash(tmp_path: Path) -> None:
@@ -79,12 +79,12 @@ def test_an_open_round_remembers_its_bytes_over_a_crash(tmp_path: Path) -> None:
             loopback.now_s += 1.0
             loopback.coordinator.wake(loopback.now_s)
     loopback.coordinator.stop()
-    spent = loopback.coordinator.rounds.spent_bytes
+    spent = loopback.coordinator.rounds.course.spent_bytes
     loopback.coordinator.store.close()
     again = loopback.boot_coordinator()
     again.start(loopback.now_s)
-    assert again.rounds.spent_bytes == pytest.approx(spent, abs=2_000)
-    assert again.rounds.spent_bytes > 0
+    assert again.rounds.course.spent_bytes == pytest.approx(spent, abs=2_000)
+    assert again.rounds.course.spent_bytes > 0
 
 
 # -- pacing in the service -----------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from coordinator import init_state
 from coordinator.changes import ConfigChangeError, changes, check_changes, remember, remembered
 from coordinator.config import (
+    Aggregation,
     Federation,
     FederationConfig,
     Fleet,
@@ -71,6 +72,21 @@ def test_what_changes_is_in_force_from_the_next_round_on_and_an_open_round_keeps
         'uplink.codec: "auto" -> "q8"',
     ]
     assert loopback.coordinator.config == new
+
+
+def test_whatever_reads_the_file_reads_the_one_that_is_in_force(tmp_path: Path) -> None:
+    loopback = Loopback(tmp_path, count=6, rounds=ROUNDS)
+    loopback.start()
+    until_open(loopback, 1)
+    measured = msgspec.structs.replace(ROUNDS, evaluate_every=1, evaluate_cohort=2)
+    strict = Aggregation(strikes_max=1, attackers_max=0.4)
+    new = altered(loopback.config, rounds=measured, aggregation=strict)
+    coordinator = loopback.coordinator
+    coordinator.reconfigure(new, loopback.now_s)
+    loopback.play(until_s=3_000.0)
+    assert coordinator.store.evaluations(3) != []
+    liar = min(coordinator.store.devices())
+    assert coordinator.rounds.quarantine.strike(liar, 3, loopback.now_s, reason="rubbish")
 
 
 def test_a_file_changed_while_nothing_ran_waits_for_the_open_rounds_edge_too(

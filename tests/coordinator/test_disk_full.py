@@ -15,13 +15,15 @@ import pytest
 
 from coordinator import init_state
 from coordinator import round as rounds
-from coordinator.conductor import DISK_AGAIN, DISK_AGAIN_S, PLAN_AGAIN
+from coordinator.aggregation import RoundAggregation
 from coordinator.config import Rounds
 from coordinator.headroom import Headroom
 from coordinator.store import DiskFullError, Store
+from coordinator.timers import DISK_AGAIN, DISK_AGAIN_S, PLAN_AGAIN
 from tests.support.loopback import Loopback
 from tests.support.processes import environment
 from wire import Report, SystemSecrets, frames, topics
+from wire.errors import DigestMismatchError
 from wire.messages import Declined, Failed, Message, Refused, Settled, UpdateOffer
 
 ROUNDS = Rounds(count=3, cohort=4, quorum=1.0, deadline_s=100_000.0)
@@ -210,6 +212,42 @@ def test_while_a_round_waits_for_room_floods_of_events_make_no_long_queue(
             loopback.speak(number, Failed(round=1, reason="stopped"))
             loopback.speak(number, Declined(check_in=device.check_in, round=1, reason="asleep"))
     assert len(conductor._postponed) == 1
+
+
+def test_check_ins_that_come_together_and_find_no_room_are_written_when_there_is(
+    loopback: Watched,
+) -> None:
+    coordinator = loopback.coordinator
+    disk = fill(loopback)
+    with coordinator.burst(lambda: loopback.now_s):
+        loopback.deliver_all()
+    assert {row["last_check_in"] for row in coordinator.store.devices().values()} == {0}
+    make_room(disk)
+    loopback.pass_time(6.0)
+    assert 0 not in {row["last_check_in"] for row in coordinator.store.devices().values()}
+
+
+def test_a_device_is_struck_for_what_was_no_update_also_if_that_found_no_room_at_first(
+    loopback: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, right = loopback.coordinator.store, RoundAggregation.accept
+    liar = next(iter(sorted(store.devices())))
+
+    def accept(self: Any, update_id: bytes, device: str, *rest: Any, **how: Any) -> None:
+        if device == liar:
+            disk.full = lambda: True
+            raise DigestMismatchError("rubbish")
+        right(self, update_id, device, *rest, **how)
+
+    disk = Disk(store)
+    monkeypatch.setattr(RoundAggregation, "accept", accept)
+    while not loopback.coordinator.rounds.waits_for_room:
+        if not loopback.deliver():
+            loopback.pass_time(2.5)
+    assert store.standing(liar).strikes == 0.0
+    make_room(disk)
+    loopback.pass_time(DISK_AGAIN_S)
+    assert store.standing(liar).strikes == 1.0
 
 
 def test_no_round_opens_and_nobody_is_asked_for_work_without_room(loopback: Watched) -> None:

@@ -241,13 +241,13 @@ def test_the_tasks_own_test_data_has_the_last_word(tmp_path: Path) -> None:
 def test_a_device_of_version_1_0_is_never_asked(tmp_path: Path) -> None:
     rounds = Rounds(count=2, cohort=3, over_select=1.0, quorum=0.6, evaluate_every=1)
     loopback = Loopback(tmp_path, count=6, rounds=rounds)
-    loopback.coordinator._minors = dict.fromkeys(loopback.coordinator._devices, 0)
+    loopback.coordinator._attendance.minors |= dict.fromkeys(loopback.coordinator._devices, 0)
     real = loopback.coordinator.on_frame
     asked = []
 
     def of_old(topic: str, data: bytes, now_s: float) -> None:
         real(topic, data, now_s)
-        loopback.coordinator._minors.clear()
+        loopback.coordinator._attendance.minors.clear()
 
     def watch(topic: str, data: bytes) -> list[bytes]:
         if topic.endswith("/down") and frames.parse(data).kind == EvaluateInvite.KIND:

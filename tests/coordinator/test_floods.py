@@ -248,7 +248,7 @@ def test_a_refusal_that_is_replayed_does_not_cost_a_device_its_place(
 ) -> None:
     """Only a refusal of the check-in that was invited, or of a later one, is believed."""
     loopback = collecting(tmp_path)
-    current = loopback.coordinator._check_ins[name_of(loopback)]
+    current = loopback.coordinator._attendance.last_check_in(name_of(loopback))
     check = current - 1 if old else current
     loopback.speak(0, Declined(check_in=check, round=0, reason="battery_low"))
     waits = name_of(loopback) in loopback.coordinator.rounds.round.waiting_for

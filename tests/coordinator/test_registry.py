@@ -403,14 +403,14 @@ def test_tensors_that_an_alias_needs_outlive_later_rounds(tmp_path: Path) -> Non
 
 def test_a_paused_coordinator_opens_no_round_over_restarts_too(tmp_path: Path) -> None:
     loopback = Loopback(tmp_path, count=2, rounds=ROUNDS)
-    loopback.coordinator.rounds.pause()
+    loopback.coordinator.rounds.opening.pause()
     loopback.start()
     loopback.play(until_s=200.0)
     loopback.boot_coordinator()
     loopback.start()
     loopback.play(until_s=200.0)
     assert loopback.coordinator.store.last_round() == 0
-    loopback.coordinator.rounds.resume(loopback.now_s)
+    loopback.coordinator.rounds.opening.resume(loopback.now_s)
     loopback.play()
     assert loopback.coordinator.finished
     assert loopback.coordinator.store.last_round() == 4

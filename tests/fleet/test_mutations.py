@@ -12,12 +12,15 @@ import pytest
 from coordinator import buffer
 from coordinator import round as rounds
 from coordinator.aggregation import RoundAggregation
+from coordinator.closing import Closing
 from coordinator.conductor import Conductor
+from coordinator.current import CurrentRound
 from coordinator.evaluating import Evaluations
 from coordinator.headroom import Headroom
+from coordinator.intake import Intake
 from coordinator.releases import Releases
 from coordinator.service import Coordinator
-from coordinator.signals import Committed, Resume, UpdateArrived
+from coordinator.signals import Commit, Committed, Resume, UpdateArrived
 from coordinator.store import DiskFullError, Store
 from edge_sdk import session
 from edge_sdk.driver import DeviceDriver
@@ -51,15 +54,15 @@ def receipt_before_commit(patch: Patch) -> None:
 
 
 def settlement_before_the_transaction(patch: Patch) -> None:
-    right = Conductor._commit
+    right = Conductor._execute
 
-    def wrong(self: Any, effect: Any, now_s: float) -> Any:
-        for update_id in effect.accepted:
+    def wrong(self: Any, effect: Any, now_s: float) -> None:
+        for update_id in effect.accepted if isinstance(effect, Commit) else ():
             message = Settled(update_id, counted=True, reason="counted")
             self._publish(message, self.round.owners[update_id])
-        return right(self, effect, now_s)
+        right(self, effect, now_s)
 
-    patch.setattr(Conductor, "_commit", wrong)
+    patch.setattr(Conductor, "_execute", wrong)
 
 
 def duplicate_counted(patch: Patch) -> None:
@@ -105,17 +108,17 @@ def clip_forgets_the_rounds_before(patch: Patch) -> None:
 
 
 def stale_round_accepted(patch: Patch) -> None:
-    patch.setattr(Coordinator, "_why_late", lambda *_: None)
-    patch.setattr(Coordinator, "_why_not", lambda *_: None)
-    right = Coordinator._describe
+    patch.setattr(Intake, "_why_late", lambda *_: None)
+    patch.setattr(Intake, "_why_not", lambda *_: None)
+    right = Intake._describe
 
     def wrong(self: Any, device: str, message: Any, now_s: float) -> Any:
         stored = right(self, device, message, now_s)
-        opened = self.rounds.round.opened
+        opened = self._rounds.round.opened
         number = stored.round if opened is None else opened.round
         return msgspec.structs.replace(stored, round=number)
 
-    patch.setattr(Coordinator, "_describe", wrong)
+    patch.setattr(Intake, "_describe", wrong)
 
 
 def settled_twice(patch: Patch) -> None:
@@ -131,17 +134,17 @@ def settled_twice(patch: Patch) -> None:
 
 
 def counted_after_a_restart_but_not_summed(patch: Patch) -> None:
-    right = Conductor._validate
+    right = Closing.validate
 
     def wrong(self: Any, effect: Any, now_s: float) -> Any:
-        if effect.update_id in self._payloads:
+        if effect.update_id in self._current.payloads:
             return right(self, effect, now_s)
-        sums = self._aggregation._total._sums.copy()
+        sums = self._current.aggregation._total._sums.copy()
         found = right(self, effect, now_s)
-        self._aggregation._total._sums[:] = sums
+        self._current.aggregation._total._sums[:] = sums
         return found
 
-    patch.setattr(Conductor, "_validate", wrong)
+    patch.setattr(Closing, "validate", wrong)
 
 
 def spool_emptied_too_early(patch: Patch) -> None:
@@ -283,7 +286,7 @@ def committed_without_settling(patch: Patch) -> None:
         return replace(state, phase=rounds.Phase.COMMITTED), ()
 
     change_row(patch, rounds, rounds.Phase.CLOSING, Committed, wrong)
-    patch.setattr(Coordinator, "_tell", lambda *_: None)
+    patch.setattr(Intake, "tell", lambda *_: None)
 
 
 def update_ids_that_are_not_the_rounds(patch: Patch) -> None:
@@ -340,7 +343,8 @@ def update_known_that_found_no_room(patch: Patch) -> None:
         try:
             right(self, update, payload, now_s)
         except DiskFullError:
-            self.round, _ = rounds.advance(self.round, UpdateArrived(update), now_s)
+            arrived = UpdateArrived(update)
+            self.current.state, _ = rounds.advance(self.round, arrived, now_s)
             self._publish(Receipt(update.update_id), update.device)
 
     patch.setattr(Headroom, "has_room", lambda *_: True)
@@ -357,11 +361,11 @@ def staleness_forgotten(patch: Patch) -> None:
 
 
 def anything_stale_taken(patch: Patch) -> None:
-    patch.setattr(Conductor, "why_late", lambda *_: None)
+    patch.setattr(CurrentRound, "why_late", lambda *_: None)
 
 
 def counted_in_the_round_that_asked_for_it(patch: Patch) -> None:
-    patch.setattr(Coordinator, "_collected_in", lambda _self, number: number)
+    patch.setattr(Intake, "_collected_in", lambda _self, number: number)
 
 
 def invitations_not_written_down(patch: Patch) -> None:
