@@ -180,12 +180,16 @@ class Attendance:
             for row in self._store.updates(number):
                 if row.device in self._enrolled:
                     self._intake.tell(row.device, row.update_id)
+        opened = self._store.round_opened(last)
+        invited = {} if opened is None else opened.invited
         others = []
         for device, check_in in sorted(self._last.items()):
             if device not in self._enrolled:
                 continue
-            if self._rounds.current.may_still_train(device, now_s):
-                self._rounds.step(DeviceAsks(device, check_in), now_s)
+            if device in invited and self._rounds.current.may_still_train(device, now_s):
+                # What was only in memory of its check-ins is in its invitation.
+                asked = DeviceAsks(device, max(check_in, invited[device]))
+                self._rounds.step(asked, now_s)
             else:
                 others.append(device)
         at_once = _RECALLED * self._rounds.planner.to_invite()
