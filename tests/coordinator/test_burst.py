@@ -1,16 +1,19 @@
 """Frames that come together: one transaction, the same decisions, nothing said too early."""
 
+import hashlib
 import random
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coordinator.config import Rounds
 from coordinator.store import Store
 from coordinator.store._ledger import LedgerTables
 from tests.support.loopback import Loopback
-from wire.messages import Chunk
+from wire import update_id
+from wire.messages import Chunk, UpdateOffer
 
 KIND_AT = 4
 ROUNDS = Rounds(count=3, cohort=4, quorum=1.0, deadline_s=60.0)
@@ -142,3 +145,38 @@ def test_when_they_cannot_be_written_together_each_is_written_alone(
             loopback.deliver()
     assert depth
     assert [row.counted for row in loopback.coordinator.store.updates()] == [True] * 4
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_chunks_of_an_offer_that_another_offer_has_undone_end_nothing(
+    tmp_path: Path, mode: str
+) -> None:
+    rounds = Rounds(mode=mode, count=3, cohort=4, quorum=0.5)  # type: ignore[arg-type] # one of two words
+    loopback = Loopback(tmp_path, count=4, rounds=rounds)
+    loopback.start()
+    conductor = loopback.coordinator.rounds
+    while not (conductor.round.waiting_for or conductor.round.flights):
+        if not loopback.deliver():
+            loopback.now_s += 2.5
+            loopback.coordinator.wake(loopback.now_s)
+    name = min(conductor.round.waiting_for | conductor.round.flights.keys())
+    number = next(n for n in range(4) if loopback.devices[n].session.device == name)
+    key, data = update_id("toy", 1, name), b"0123456789"
+    offer = UpdateOffer(
+        update_id=key,
+        round=1,
+        base_version=0,
+        payload_bytes=len(data),
+        payload_digest=hashlib.sha256(data).digest(),
+        chunk_bytes=1_024,
+        num_examples=1,
+        chunks_follow=True,
+    )
+    loopback.speak(number, offer)
+    loopback.speak(number, msgspec.structs.replace(offer, payload_bytes=2**28))
+    with loopback.coordinator.burst(lambda: loopback.now_s):
+        loopback.speak(number, Chunk(key, 0, data))
+    row = loopback.coordinator.store.update(key)
+    assert row is not None
+    assert (row.receipted_at, row.counted, row.reason) == (None, False, "too_large")
+    assert key not in conductor.round.updates
