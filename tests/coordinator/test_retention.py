@@ -206,3 +206,32 @@ def test_an_update_whose_line_is_gone_is_settled_as_it_was(tmp_path: Path) -> No
     assert (heard[0].counted, heard[0].reason) == (True, "counted")
     assert heard[1].counted == totals.counts(heard[1].update_id)
     assert store.updates(1) == [], "no line is written again"
+
+
+def test_what_a_later_round_has_collected_and_not_decided_stays(store: Store) -> None:
+    store.add_first_model(commit(0, round_number=0), 0.0)
+    early, late, refused = stored(1, 1), stored(2, 1), stored(3, 1)
+    for number in range(1, 7):
+        store.open_round(opened(number))
+        if number == 1:
+            store.store_update(early, b"abc")
+        if number < 6:
+            accepted = (early,) if number == 1 else ()
+            store.commit_round(
+                commit(number, *accepted, round_number=number), 10.0 * number, keep=frozenset()
+            )
+    store.store_update(msgspec.structs.replace(late, collected_in=6), b"abc")
+    keep_all_steps(store, Retention(ledger_days=1.0), 6, 1e9)
+    assert store.unfinished_round() == (
+        opened(6),
+        (msgspec.structs.replace(late, collected_in=6),),
+    )
+    store.commit_round(commit(6, late, round_number=6), 60.0, keep=frozenset())
+    for number in range(7, 10):
+        store.open_round(opened(number))
+        store.commit_round(commit(number, round_number=number), 70.0, keep=frozenset())
+    keep_all_steps(store, Retention(ledger_days=1.0), 9, 1e9)
+    assert store.updates() == []
+    totals = store.round_totals(1)
+    assert totals is not None
+    assert [totals.counts(u.update_id) for u in (early, late, refused)] == [True, True, False]
