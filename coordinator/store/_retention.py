@@ -76,11 +76,20 @@ class RetentionTables(LedgerTables):
             if self.round_totals(number) is None:
                 totals = msgspec.msgpack.encode(self._totals(number))
                 self._db.execute("UPDATE rounds SET totals = ? WHERE round = ?", (totals, number))
+            self._db.execute("DELETE FROM invitations WHERE round = ?", (number,))
             return self._db.execute(
                 "DELETE FROM updates WHERE update_id IN"
                 " (SELECT update_id FROM updates WHERE round = ? LIMIT ?)",
                 (number, at_once),
             ).rowcount
+
+    def drop_reports(self, before_s: float, latest: int, at_once: int) -> int:
+        """Delete what devices measured of versions before then; their means stay."""
+        return self._db.execute(
+            "DELETE FROM evaluations WHERE rowid IN (SELECT rowid FROM evaluations"
+            " WHERE evaluated_at < ? AND version <= ? LIMIT ?)",
+            (before_s, latest - _ROUNDS_KEPT, at_once),
+        ).rowcount
 
     def _totals(self, round_number: int) -> RoundTotals:
         rows = [

@@ -8,6 +8,7 @@ import pytest
 
 from coordinator.config import Retention, Rounds
 from coordinator.retention import INCIDENTS_MAX, ROWS_AT_ONCE, Keeper
+from coordinator.signals import RoundInvited
 from coordinator.store import ModelCommit, RoundTotals, Store
 from tests.coordinator.test_store import commit, opened, stored
 from tests.support.loopback import Loopback
@@ -235,3 +236,15 @@ def test_what_a_later_round_has_collected_and_not_decided_stays(store: Store) ->
     totals = store.round_totals(1)
     assert totals is not None
     assert [totals.counts(u.update_id) for u in (early, late, refused)] == [True, True, False]
+
+
+def test_invitations_and_reports_go_with_the_lines(store: Store) -> None:
+    hold(store, 48)
+    for number in (1, 2, 48):
+        store.note_invited(RoundInvited(number, {"d1": 7}, 0.0, 60.0))
+        store.add_evaluation(
+            number, "d9", loss=1.0, accuracy=None, num_examples=1, now_s=3_600.0 * number
+        )
+    keep_all_steps(store, Retention(ledger_days=1.0), 48, 48 * 3_600.0)
+    assert store.invitations(1, 48) == {48: 1}
+    assert [len(store.evaluations(number)) for number in (1, 2, 48)] == [0, 0, 1]
