@@ -96,10 +96,13 @@ class Burst:
             self._no_room(update.device)
 
     def _hand_over(self, update: UpdateStored, payload: bytes, now_s: float) -> None:
-        if self._rounds.current.expects(update):
+        known = self._store.update(update.update_id)
+        # Refused since it was announced, with another offer of it: then that is the decision.
+        settled = known is not None and known.settled_at is not None
+        if not settled and self._rounds.current.expects(update):
             self._rounds.take(update, payload, now_s)
             return
-        if self._store.update(update.update_id) is None:
+        if known is None:
             self._store.refuse_update(update, self._rounds.current.late_word, now_s)
             self._rounds.current.note_heard(update.device, update.round)
         self._tell(update.device, update.update_id)

@@ -268,7 +268,7 @@ class Conductor:
         fails then says why. In a buffer each is written for itself: one of them may fill it, and
         the next belongs to another.
         """
-        if self.current.fills_buffer:
+        if self.current.fills_buffer or self._postponed:
             return
         fresh = [(update, payload) for update, payload in arrived if self.current.expects(update)]
         try:
@@ -292,7 +292,6 @@ class Conductor:
             self.step(UpdateArrived(update), now_s)
         finally:
             self.current.payloads.pop(update.update_id, None)
-            self.current.kept.discard(update.update_id)
 
     def lose(self, device: str, reason: str, now_s: float) -> None:
         """An invited device says that nothing will come from it."""
@@ -400,6 +399,8 @@ class Conductor:
     def _postpone(self, event: object) -> None:
         """Put an event behind those that wait for room; no flood of them makes a long queue."""
         match event:
+            case UpdateArrived(update) if update.update_id in self.current.kept:
+                pass  # on disk with those that came with it: it cannot be refused any more
             case UpdateArrived() | Chosen():
                 raise DiskFullError("the round waits for room on the disk")
             case DeviceAsks():
@@ -463,7 +464,9 @@ class Conductor:
             case FlightEnded():
                 self._store.end_flight(record)
             case UpdateStored():
-                if record.update_id not in self.current.kept:
+                if record.update_id in self.current.kept:
+                    self.current.kept.discard(record.update_id)
+                else:
                     self._store.store_update(record, self.current.payloads[record.update_id])
                 self.current.note_heard(record.device, record.round)
             case UpdateSettled():

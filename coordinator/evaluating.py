@@ -13,7 +13,7 @@ from typing import Final
 from coordinator.config import FederationConfig
 from coordinator.evaluation import LOSS_MAX, pooled_evaluations
 from coordinator.leases import Lease, Leases
-from coordinator.store import Store
+from coordinator.store import DiskFullError, Store
 from wire import Plan, Report
 from wire.errors import NotInvitedError, StaleRoundError
 from wire.messages import EvaluateInvite, EvaluationReport, Message
@@ -184,7 +184,12 @@ class Evaluations:
             self._observe(Report("evaluation_without_quorum", said))
             return
         metrics = pooled_evaluations(self._store.evaluations(current.version))
-        self._store.note_round(current.round, metrics, "devices")
+        try:
+            self._store.note_round(current.round, metrics, "devices")
+        except DiskFullError as error:
+            # Nothing depends on it, and what ends with it has to end: a commit, or the run.
+            self._observe(Report("evaluation_failed", str(error)))
+            return
         self._observe(Report("evaluated", said))
 
     def reconfigure(self, config: FederationConfig) -> None:

@@ -15,12 +15,13 @@ of a standing with its line in the audit trail, in one transaction. It keeps not
 that a restart forgets nothing and a pardon by another process is heard at once.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
 from coordinator.aggregation import Score
-from coordinator.store import AuditRow, Standing, Store
+from coordinator.store import AuditRow, DiskFullError, Standing, Store
 
 QUARANTINED: Final = "quarantined"
 PARDONED: Final = "pardoned"
@@ -100,7 +101,9 @@ class Quarantine:
         after = let_back(standing, now_s)
         if after.quarantined_until is None:
             line = AuditRow(device, 0, LET_BACK, "on_probation", None, after.strikes, now_s)
-            self._store.set_standing(device, after, (line,))
+            # Without room it is let back all the same, and that is written the next time.
+            with contextlib.suppress(DiskFullError):
+                self._store.set_standing(device, after, (line,))
             return None
         longest_s = self._quarantine_s * 2**_DOUBLINGS_MAX
         return min(after.quarantined_until, now_s + longest_s)

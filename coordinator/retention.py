@@ -40,6 +40,7 @@ class Keeper:
         if rules.ledger_days:
             before_s = now_s - rules.ledger_days * _DAY_S
             dropped += store.drop_lines(before_s, ROWS_AT_ONCE)
+            dropped += store.drop_reports(before_s, latest, ROWS_AT_ONCE)
         dropped += store.drop_incidents(INCIDENTS_MAX)
         store.give_back_pages(_PAGES_AT_ONCE)
         return dropped > 0

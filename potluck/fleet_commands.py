@@ -138,9 +138,15 @@ def _play(run: FleetRun, arguments: argparse.Namespace, *, virtual: bool = False
         record = run_virtual(run) if virtual else run_live(run)
     _print(record, arguments)
     if not any(record.status == "committed" for record in record.rounds):
-        print("potluck: no round was committed", file=sys.stderr)
+        print(f"potluck: no round was committed; {_what_to_do(record)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _what_to_do(record: RunRecord) -> str:
+    if record.ended:
+        return f"{record.ended}: raise [rounds] bytes_max"
+    return "raise [rounds] deadline_s, or lower its quorum; the summary says what became of each"
 
 
 def _bad_news(report: Report) -> None:

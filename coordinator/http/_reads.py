@@ -106,10 +106,10 @@ def one_round(desk: Desk, number: int) -> views.RoundDetail:
             raise NotFoundError(
                 f"round {number}: there has been none; the last is {store.last_round()}"
             )
-        opened = msgspec.msgpack.decode(rows[0]["record"], type=RoundOpened)
+        opened = store.round_opened(number)
         return views.RoundDetail(
             round=_rounds(store, rows)[0],
-            invited=list(opened.invited),
+            invited=[] if opened is None else list(opened.invited),
             declined=store.declines(number),
         )
 
@@ -127,6 +127,7 @@ def _rounds(store: Store, rows: list[Any]) -> list[views.Round]:
             counted[line["round"]] += line["count"]
         else:
             lost[line["round"]][line["reason"] or ""] = line["count"]
+    later = store.invitations(rows[0]["round"], rows[-1]["round"])
     made = []
     for row in rows:
         number = row["round"]
@@ -150,7 +151,7 @@ def _rounds(store: Store, rows: list[Any]) -> list[views.Round]:
                 codec=opened.codec,
                 cohort=opened.cohort,
                 needed=opened.needed,
-                invited=len(opened.invited),
+                invited=len(opened.invited) + later.get(number, 0),
                 counted=counted[number],
                 open=still_open[number],
                 not_counted=lost[number],

@@ -50,10 +50,11 @@ class ModelTables(Database):
         for update_id in commit.accepted:
             row = self._one("SELECT weight FROM updates WHERE update_id = ?", (update_id,))
             weight += 0 if row is None else int(row["weight"])
-        parent = commit.version - 1 if commit.version else None
+        # After a restore numbers go on far above: the one before it is not always one less.
         self._db.execute(
-            "INSERT INTO lineage (version, parent, counted, weight, bytes) VALUES (?, ?, ?, ?, ?)",
-            (commit.version, parent, len(commit.accepted), weight, len(commit.served)),
+            "INSERT INTO lineage (version, parent, counted, weight, bytes) VALUES"
+            " (?, (SELECT MAX(version) FROM models WHERE version < ?), ?, ?, ?)",
+            (commit.version, commit.version, len(commit.accepted), weight, len(commit.served)),
         )
 
     def keep_tensors(self, versions: frozenset[int]) -> None:

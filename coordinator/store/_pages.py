@@ -51,12 +51,21 @@ class Pages(DeviceTables, LedgerTables):
         ).fetchall()
 
     def settlements(self, first: int, last: int) -> list[sqlite3.Row]:
-        """Updates of rounds `first` to `last`: round, counted (NULL while open), reason, count."""
+        """What rounds `first` to `last` collected: round, counted (NULL: open), reason, count."""
         return self._db.execute(
-            "SELECT round, counted, reason, COUNT(*) AS count FROM updates"
-            " WHERE round BETWEEN ? AND ? GROUP BY round, counted, reason",
+            "SELECT collected_in AS round, counted, reason, COUNT(*) AS count FROM updates"
+            " WHERE collected_in BETWEEN ? AND ? GROUP BY collected_in, counted, reason",
             (first, last),
         ).fetchall()
+
+    def invitations(self, first: int, last: int) -> dict[int, int]:
+        """How many devices each of rounds `first` to `last` has invited since it opened."""
+        rows = self._db.execute(
+            "SELECT round, COUNT(*) AS count FROM invitations WHERE round BETWEEN ? AND ?"
+            " GROUP BY round",
+            (first, last),
+        )
+        return {row["round"]: row["count"] for row in rows}
 
     def page_of_updates(
         self, after: int, limit: int, *, round_number: int | None, device: str | None

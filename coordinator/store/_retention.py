@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from coordinator.store._ledger import LedgerTables
+from coordinator.store._ledger import LedgerTables, UpdateRow
 
 # A round's ids are a hash each; eight bytes of it tell its updates apart.
 _ID_BYTES: Final = 8
@@ -55,14 +55,19 @@ class RetentionTables(LedgerTables):
         """Delete lines of the oldest closed round that was settled before then; totals stay.
 
         A round goes as a whole, unless it has more than `at_once` lines: its totals are written
-        first, with its first lines.
+        first, with its first lines. Its lines are those of the devices that it invited, as devices
+        name the round when they ask again; where rounds are asynchronous a later round may have
+        collected them, and may not have decided them yet.
         """
         row = self._one(
             "SELECT round FROM rounds WHERE status != 'open' AND closed_at < ?"
             " AND round <= (SELECT MAX(round) FROM rounds) - ?"
             " AND EXISTS (SELECT 1 FROM updates WHERE updates.round = rounds.round)"
+            " AND NOT EXISTS (SELECT 1 FROM updates WHERE updates.round = rounds.round"
+            " AND (settled_at IS NULL OR settled_at >= ?"
+            " OR collected_in > (SELECT MAX(round) FROM rounds) - ?))"
             " ORDER BY round LIMIT 1",
-            (before_s, _ROUNDS_KEPT),
+            (before_s, _ROUNDS_KEPT, before_s, _ROUNDS_KEPT),
         )
         if row is None:
             return 0
@@ -71,14 +76,28 @@ class RetentionTables(LedgerTables):
             if self.round_totals(number) is None:
                 totals = msgspec.msgpack.encode(self._totals(number))
                 self._db.execute("UPDATE rounds SET totals = ? WHERE round = ?", (totals, number))
+            self._db.execute("DELETE FROM invitations WHERE round = ?", (number,))
             return self._db.execute(
                 "DELETE FROM updates WHERE update_id IN"
                 " (SELECT update_id FROM updates WHERE round = ? LIMIT ?)",
                 (number, at_once),
             ).rowcount
 
+    def drop_reports(self, before_s: float, latest: int, at_once: int) -> int:
+        """Delete what devices measured of versions before then; their means stay."""
+        return self._db.execute(
+            "DELETE FROM evaluations WHERE rowid IN (SELECT rowid FROM evaluations"
+            " WHERE evaluated_at < ? AND version <= ? LIMIT ?)",
+            (before_s, latest - _ROUNDS_KEPT, at_once),
+        ).rowcount
+
     def _totals(self, round_number: int) -> RoundTotals:
-        rows = self.updates(round_number)
+        rows = [
+            UpdateRow.read(row)
+            for row in self._db.execute(
+                "SELECT * FROM updates WHERE round = ? ORDER BY update_id", (round_number,)
+            )
+        ]
         counted = [row for row in rows if row.counted]
         return RoundTotals(
             counted=len(counted),

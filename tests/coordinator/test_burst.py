@@ -1,16 +1,24 @@
 """Frames that come together: one transaction, the same decisions, nothing said too early."""
 
+import hashlib
 import random
 import sqlite3
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from coordinator.config import Rounds
-from coordinator.store import Store
+from coordinator.round import Phase
+from coordinator.signals import UpdateSettled
+from coordinator.store import DiskFullError, Store
 from coordinator.store._ledger import LedgerTables
+from coordinator.timers import DISK_AGAIN_S
 from tests.support.loopback import Loopback
-from wire.messages import Chunk
+from wire import update_id
+from wire.errors import NotFiniteError
+from wire.messages import Chunk, UpdateOffer
 
 KIND_AT = 4
 ROUNDS = Rounds(count=3, cohort=4, quorum=1.0, deadline_s=60.0)
@@ -142,3 +150,76 @@ def test_when_they_cannot_be_written_together_each_is_written_alone(
             loopback.deliver()
     assert depth
     assert [row.counted for row in loopback.coordinator.store.updates()] == [True] * 4
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_chunks_of_an_offer_that_another_offer_has_undone_end_nothing(
+    tmp_path: Path, mode: str
+) -> None:
+    rounds = Rounds(mode=mode, count=3, cohort=4, quorum=0.5)  # type: ignore[arg-type] # one of two words
+    loopback = Loopback(tmp_path, count=4, rounds=rounds)
+    loopback.start()
+    conductor = loopback.coordinator.rounds
+    while not (conductor.round.waiting_for or conductor.round.flights):
+        if not loopback.deliver():
+            loopback.now_s += 2.5
+            loopback.coordinator.wake(loopback.now_s)
+    name = min(conductor.round.waiting_for | conductor.round.flights.keys())
+    number = next(n for n in range(4) if loopback.devices[n].session.device == name)
+    key, data = update_id("toy", 1, name), b"0123456789"
+    offer = UpdateOffer(
+        update_id=key,
+        round=1,
+        base_version=0,
+        payload_bytes=len(data),
+        payload_digest=hashlib.sha256(data).digest(),
+        chunk_bytes=1_024,
+        num_examples=1,
+        chunks_follow=True,
+    )
+    loopback.speak(number, offer)
+    loopback.speak(number, msgspec.structs.replace(offer, payload_bytes=2**28))
+    with loopback.coordinator.burst(lambda: loopback.now_s):
+        loopback.speak(number, Chunk(key, 0, data))
+    row = loopback.coordinator.store.update(key)
+    assert row is not None
+    assert (row.receipted_at, row.counted, row.reason) == (None, False, "too_large")
+    assert key not in conductor.round.updates
+
+
+def test_updates_written_together_reach_a_round_that_waits_for_room(tmp_path: Path) -> None:
+    """The first is refused and its settlement finds no room; the others are on disk already."""
+    loopback = sealed(tmp_path)
+    rounds, store = loopback.coordinator.rounds, loopback.coordinator.store
+    aggregation = rounds.current.aggregation
+    assert aggregation is not None
+    accept, settle = aggregation.accept, store.settle
+    seen: list[bytes] = []
+    full = [True]
+
+    def accept_but_the_first(update_id: bytes, *more: Any, **how: Any) -> None:
+        seen.append(update_id)
+        if len(seen) == 1:
+            raise NotFiniteError("nan")
+        accept(update_id, *more, **how)
+
+    def settle_when_there_is_room(settled: UpdateSettled) -> None:
+        if full:
+            full.clear()
+            raise DiskFullError("full")
+        settle(settled)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aggregation, "accept", accept_but_the_first)
+        patch.setattr(store, "settle", settle_when_there_is_room)
+        with loopback.coordinator.burst(lambda: loopback.now_s):
+            while loopback.deliver():
+                pass
+        loopback.now_s += DISK_AGAIN_S
+        loopback.coordinator.wake(loopback.now_s)
+        while loopback.deliver():
+            pass
+    # Quorum is 1: the round ends at once, and nobody waits for its deadline.
+    assert rounds.round.phase is Phase.ABANDONED
+    assert all(row.settled_at is not None for row in store.updates(1))
+    assert not rounds.current.kept

@@ -9,7 +9,7 @@ from coordinator.evaluating import Evaluations
 from coordinator.evaluation import HOLDOUT_WEIGHT_MAX, LOSS_MAX, pooled_evaluations
 from coordinator.leases import Leases
 from coordinator.signals import RoundOpened
-from coordinator.store import Store
+from coordinator.store import DiskFullError, Store
 from edge_sdk import EvalResult
 from tests.support.loopback import Loopback
 from wire import Plan, Report, frames
@@ -260,3 +260,18 @@ def test_a_device_of_version_1_0_is_never_asked(tmp_path: Path) -> None:
     loopback.play()
     assert loopback.coordinator.finished
     assert asked == []
+
+
+def test_without_room_an_evaluation_ends_and_so_does_what_waits_for_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise DiskFullError("full")
+
+    monkeypatch.setattr(bench.store, "note_round", no_room)
+    bench.begin("d1", "d2", "d3")
+    bench.take("d2", 0.5, 0.9)
+    bench.take("d3", 0.5, 0.9)
+    bench.evaluations.close()
+    assert not bench.evaluations.is_open
+    assert bench.reports[-1].what == "evaluation_failed"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from coordinator import pardon
 from coordinator.config import Rounds
 from coordinator.quarantine import PROBATION, Quarantine, judge, let_back
-from coordinator.store import Standing, Store
+from coordinator.store import DiskFullError, Standing, Store
 from tests.support.loopback import Loopback
 from wire import frames, topics
 from wire.messages import ComeBackAt
@@ -97,6 +97,21 @@ def test_time_lets_back_and_the_trail_says_so(store: Store) -> None:
     assert not quarantine(store).is_out("d1", HOUR_S)
     assert store.standing("d1").probation == PROBATION
     assert store.audit()[-1].what == "let_back"
+
+
+def test_without_room_time_lets_back_all_the_same(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strike_out(store, "d0")
+    with monkeypatch.context() as full:
+
+        def no_room(*_: object) -> None:
+            raise DiskFullError("full")
+
+        full.setattr(store, "set_standing", no_room)
+        assert not quarantine(store).is_out("d0", 5.0 + HOUR_S)
+    assert not quarantine(store).is_out("d0", 5.0 + HOUR_S)
+    assert store.standing("d0").probation == PROBATION
 
 
 def test_a_pardon_by_another_process_is_heard_at_once(store: Store, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from coordinator.config import Retention, Rounds
 from coordinator.retention import INCIDENTS_MAX, ROWS_AT_ONCE, Keeper
+from coordinator.signals import RoundInvited
 from coordinator.store import ModelCommit, RoundTotals, Store
 from tests.coordinator.test_store import commit, opened, stored
 from tests.support.loopback import Loopback
@@ -206,3 +207,44 @@ def test_an_update_whose_line_is_gone_is_settled_as_it_was(tmp_path: Path) -> No
     assert (heard[0].counted, heard[0].reason) == (True, "counted")
     assert heard[1].counted == totals.counts(heard[1].update_id)
     assert store.updates(1) == [], "no line is written again"
+
+
+def test_what_a_later_round_has_collected_and_not_decided_stays(store: Store) -> None:
+    store.add_first_model(commit(0, round_number=0), 0.0)
+    early, late, refused = stored(1, 1), stored(2, 1), stored(3, 1)
+    for number in range(1, 7):
+        store.open_round(opened(number))
+        if number == 1:
+            store.store_update(early, b"abc")
+        if number < 6:
+            accepted = (early,) if number == 1 else ()
+            store.commit_round(
+                commit(number, *accepted, round_number=number), 10.0 * number, keep=frozenset()
+            )
+    store.store_update(msgspec.structs.replace(late, collected_in=6), b"abc")
+    keep_all_steps(store, Retention(ledger_days=1.0), 6, 1e9)
+    assert store.unfinished_round() == (
+        opened(6),
+        (msgspec.structs.replace(late, collected_in=6),),
+    )
+    store.commit_round(commit(6, late, round_number=6), 60.0, keep=frozenset())
+    for number in range(7, 10):
+        store.open_round(opened(number))
+        store.commit_round(commit(number, round_number=number), 70.0, keep=frozenset())
+    keep_all_steps(store, Retention(ledger_days=1.0), 9, 1e9)
+    assert store.updates() == []
+    totals = store.round_totals(1)
+    assert totals is not None
+    assert [totals.counts(u.update_id) for u in (early, late, refused)] == [True, True, False]
+
+
+def test_invitations_and_reports_go_with_the_lines(store: Store) -> None:
+    hold(store, 48)
+    for number in (1, 2, 48):
+        store.note_invited(RoundInvited(number, {"d1": 7}, 0.0, 60.0))
+        store.add_evaluation(
+            number, "d9", loss=1.0, accuracy=None, num_examples=1, now_s=3_600.0 * number
+        )
+    keep_all_steps(store, Retention(ledger_days=1.0), 48, 48 * 3_600.0)
+    assert store.invitations(1, 48) == {48: 1}
+    assert [len(store.evaluations(number)) for number in (1, 2, 48)] == [0, 0, 1]

@@ -323,3 +323,11 @@ def test_a_reader_cannot_write_and_makes_no_store(store: Store, tmp_path: Path) 
     with pytest.raises(StoreError):
         Store(tmp_path / "absent.sqlite3", read_only=True)
     assert not (tmp_path / "absent.sqlite3").exists()
+
+
+def test_a_versions_parent_is_the_one_before_it_however_far_its_number_is(store: Store) -> None:
+    store.add_first_model(commit(0, round_number=0), 1.0)
+    for number in (1, 7_000_001, 7_000_002):
+        store.open_round(opened(number))
+        store.commit_round(commit(number, round_number=number), 2.0, keep=NONE_KEPT)
+    assert [row.parent for row in store.versions()] == [None, 0, 1, 7_000_001]

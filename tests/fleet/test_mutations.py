@@ -230,9 +230,10 @@ def unreleased_model_used(patch: Patch) -> None:
 
 def chunks_of_another_update_mixed_in(patch: Patch) -> None:
     stray = [b"another's"]
+    right = chunks.Reassembly.payload
 
     def wrong(self: Any) -> bytes:
-        payload = bytes(self._buffer)
+        payload = right(self)
         stray.append(payload)
         return payload if len(stray) % 5 else stray[-2]
 

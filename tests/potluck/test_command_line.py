@@ -346,3 +346,16 @@ def test_the_demo_learns_and_says_what_happened(tmp_path: Path) -> None:
     assert totals["uplink_bytes"] * 10 < totals["uplink_bytes_float32"]
     assert (tmp_path / "potluck-demo.html").stat().st_size > 10_000
     assert os.listdir(tmp_path) == ["potluck-demo.html"]  # noqa: PTH208 - names are what is compared
+
+
+def test_a_run_that_its_byte_budget_ends_says_which_key_to_raise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "federation.toml"
+    path.write_text(
+        '[federation]\ntask = "fleet.toy:task"\n[rounds]\ncount = 2\ncohort = 2\nbytes_max = 1\n'
+    )
+    command = ["fleet", "run", str(path), "--devices", "6", "--wire", "virtual", "--crypto", "stub"]
+    assert main(command) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == "potluck: no round was committed; byte_budget_spent: raise [rounds] bytes_max"

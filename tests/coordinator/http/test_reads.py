@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.config import Rounds
 from coordinator.http import ROUTES, document
 from tests.support.http_api import Api
 from tests.support.json_schema import problems
@@ -229,3 +230,18 @@ def test_a_read_sees_one_moment_and_never_waits_for_the_writer(tmp_path: Path) -
 
 def test_the_audit_trail_is_empty_where_there_is_none(tmp_path: Path) -> None:
     assert Api(tmp_path).get("/v1/audit") == {"items": [], "next": None}
+
+
+def test_an_asynchronous_round_has_whom_it_invited_and_what_it_collected(tmp_path: Path) -> None:
+    rounds = Rounds(mode="async", count=4, cohort=3, quorum=0.5, over_select=1.5, deadline_s=60.0)
+    made = Api(tmp_path, rounds=rounds, count=8).play()
+    store = made.loopback.coordinator.store
+    assert any(row.collected_in != row.round for row in store.updates())
+    items = made.get("/v1/rounds")["items"]
+    for item in items:
+        rows = store.updates(item["number"])
+        assert item["counted"] == sum(row.counted is True for row in rows)
+        assert item["counted"] >= 2, "no version without its quorum"
+        invited = made.get(f"/v1/rounds/{item['number']}")["invited"]
+        assert item["invited"] == len(invited)
+    assert sum(item["invited"] for item in items) >= len(store.updates())
