@@ -12,7 +12,7 @@ from edge_sdk.journal import (
     MemoryJournal,
     SqliteJournal,
 )
-from edge_sdk.signals import ForgetUpdate, SealedUpdate
+from edge_sdk.signals import ForgetUpdate, SealedUpdate, Spent
 
 SEALED = SealedUpdate(
     update_id=b"u" * 16,
@@ -70,24 +70,24 @@ def test_revocation_takes_the_sealed_update_with_it(reopen: Callable[[], Journal
 def test_bytes_add_up_within_a_day_and_start_anew_on_the_next(
     reopen: Callable[[], Journal],
 ) -> None:
-    assert reopen().spend(100, 5) == 5
-    assert reopen().spend(100, 7) == 12
-    assert reopen().spend(101, 1) == 1
+    assert reopen().spend(100, Spent(5)) == Spent(5)
+    assert reopen().spend(100, Spent(7)) == Spent(12)
+    assert reopen().spend(101, Spent(1)) == Spent(1)
 
 
 def test_a_clock_that_is_set_back_finds_the_days_sum_again(reopen: Callable[[], Journal]) -> None:
-    assert reopen().spend(20_000, 5) == 5
-    assert reopen().spend(20_365, 7) == 7
-    assert reopen().spent(20_000) == 5
-    assert reopen().spend(20_000, 1) == 6
-    assert reopen().spent(7) == 0
+    assert reopen().spend(20_000, Spent(5)) == Spent(5)
+    assert reopen().spend(20_365, Spent(7)) == Spent(7)
+    assert reopen().spent(20_000) == Spent(5)
+    assert reopen().spend(20_000, Spent(1)) == Spent(6)
+    assert reopen().spent(7) == Spent(0)
 
 
 @pytest.mark.slow
 def test_bytes_of_64_days_are_kept(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
     for day in range(100):
-        journal.spend(day, 1)
+        journal.spend(day, Spent(1))
     assert list(journal.spent_by_day()) == list(range(36, 100))
     journal.close()
 

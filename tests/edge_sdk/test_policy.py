@@ -4,11 +4,11 @@ from hypothesis import strategies as st
 
 from edge_sdk import Conditions, Policy, PolicyError
 from edge_sdk.policy import judge, sense
-from edge_sdk.signals import GateClosed, GateOpened
+from edge_sdk.signals import GateClosed, GateOpened, Spent
 
 
 def reason(policy: Policy, now: Conditions, *, spent: int = 0, was_open: bool = False) -> str:
-    gate = judge(policy, now, spent_bytes_today=spent, was_open=was_open)
+    gate = judge(policy, now, spent=Spent(spent), was_open=was_open)
     return gate.reason if isinstance(gate, GateClosed) else ""
 
 
@@ -38,7 +38,7 @@ def test_what_costs_bytes_is_the_reason_before_any_other() -> None:
 
 
 def test_a_check_in_lasts_as_long_as_the_owner_says() -> None:
-    gate = judge(Policy(check_in_s=3_600.0), Conditions(), spent_bytes_today=0, was_open=False)
+    gate = judge(Policy(check_in_s=3_600.0), Conditions(), was_open=False)
     assert isinstance(gate, GateOpened)
     assert gate.check_in_s == 3_600.0
 
@@ -61,7 +61,7 @@ def test_a_gate_that_is_open_never_closes_where_a_closed_one_would_open(
 
 def test_an_open_gate_says_what_the_check_in_reports() -> None:
     now = Conditions(battery_fraction=0.8, charging=False, window_s=60.0)
-    gate = judge(Policy(), now, spent_bytes_today=0, was_open=False)
+    gate = judge(Policy(), now, was_open=False)
     assert gate == GateOpened(window_s=60.0, battery_fraction=0.8, charging=False, metered=False)
 
 

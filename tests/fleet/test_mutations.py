@@ -22,7 +22,7 @@ from coordinator.store import DiskFullError, Store
 from edge_sdk import session
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.journal import MemoryJournal
-from edge_sdk.signals import LinkUp, Trained
+from edge_sdk.signals import NOTHING, LinkUp, Spent, Trained
 from fleet.nemesis import Mode, try_seed
 from quantization import Accumulator, Portion
 from wire import Persist, Publish, Rule, WakeAt, Woke, chunks, identity
@@ -304,9 +304,9 @@ def budget_forgotten_on_reboot(patch: Patch) -> None:
 def budget_of_a_day_that_a_clock_step_ends(patch: Patch) -> None:
     right = MemoryJournal.spend
 
-    def wrong(self: Any, day: int, spent_bytes: int) -> int:
-        self._spent = {day: self._spent.get(day, 0)}
-        return right(self, day, spent_bytes)
+    def wrong(self: Any, day: int, more: Spent) -> Spent:
+        self._spent = {day: self._spent.get(day, NOTHING)}
+        return right(self, day, more)
 
     patch.setattr(MemoryJournal, "spend", wrong)
 
