@@ -243,23 +243,22 @@ class DeviceDriver:
             case Refused() if message.kind == FetchRequest.KIND:
                 for version in tuple(self._downloads):
                     self._fail_download(version, message.reason, now_s)
-            case Invite() | EvaluateInvite():
-                self._weigh(message, now_s)
             case Release():
                 if self._adopting is not None and self._adopting.version != message.version:
                     self._adopting = None  # taken back or overtaken before it was here
                 self._step(message, now_s)
             case _:
-                self._step(message, now_s)
+                self._step(self._weighed(message), now_s)
 
-    def _weigh(self, invite: Invite | EvaluateInvite, now_s: float) -> None:
-        """Take an invitation, unless what is left of the day's budgets does not do for it."""
+    def _weighed(self, message: Message) -> Message | TurnDown:
+        """An invitation turned down for which what is left of the day's budgets does not do."""
+        if not isinstance(message, Invite | EvaluateInvite) or self.session.gate is None:
+            return message
         means = self._means()
-        if means.room == Room() or self.session.gate is None:
-            self._step(invite, now_s)
-            return
-        trains = isinstance(invite, Invite)
-        version = invite.base_version if isinstance(invite, Invite) else invite.version
+        if means.room == Room():
+            return message
+        trains = isinstance(message, Invite)
+        version = message.base_version if isinstance(message, Invite) else message.version
         head = self.manifest.head or tuple(spec.name for spec in self.schema.tensors)
         costs = Costs(
             training=means.training,
@@ -270,9 +269,8 @@ class DeviceDriver:
         )
         rung, short = allowed(means.room, costs)
         if short is None or (rung < Rung.SKIP and not trains):
-            self._step(invite, now_s)
-        else:
-            self._step(TurnDown(invite.check_in, invite.round, short), now_s)
+            return message
+        return TurnDown(message.check_in, message.round, short)
 
     def _be_patient(self, bytes_before_next: int, now_s: float) -> None:
         """A download is on its way: it is asked for again only when nothing comes any more."""

@@ -1,9 +1,9 @@
 """What a device must not lose: one SQLite file, synchronous=FULL, or nothing but memory.
 
 The journal holds who the device is, the update that is sealed and not yet settled, with its
-payload, a line about each settled one, and what was spent on each day. Each method that changes something
-is one transaction and is on disk when it returns. `MemoryJournal` is the same without a disk, for
-emulated devices.
+payload, a line about each settled one, and what was spent on each day. Each method that changes
+something is one transaction and is on disk when it returns. `MemoryJournal` is the same without a
+disk, for emulated devices.
 """
 
 import os

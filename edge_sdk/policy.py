@@ -184,8 +184,8 @@ def conditions_from(source: Source, directory: Path) -> Callable[[], Conditions]
 def sense(directory: Path | None = None) -> Conditions:
     """Ask the operating system; what it does not know counts as good.
 
-    `directory` is where the disk's room is looked at. Whether a network is metered no system tells a Python program: an app that knows passes its own
-    source of conditions.
+    `directory` is where the disk's room is looked at. Whether a network is metered no system tells
+    a Python program: an app that knows passes its own source of conditions.
     """
     import psutil  # noqa: PLC0415 - 5 MB that a device with its own source need not load
 

@@ -69,3 +69,16 @@ def test_every_byte_is_counted_on_one_day(moves: list[tuple[int, float, int]]) -
         meter.spent_today(Spent(total), unix_s=day * DAY_S, now_s=now_s)
     meter.spent_today(Spent(total), unix_s=0.0, now_s=now_s, at_once=True)
     assert sum(journal.spent(day).traffic_bytes for day in range(-3, 4)) == total
+
+
+def test_a_crash_forgets_less_than_a_64th_of_joules_and_of_seconds() -> None:
+    journal = MemoryJournal()
+    meter = DayMeter(journal, Policy(joules_per_day_max=640.0, training_s_per_day_max=64.0))
+    meter.spent_today(Spent(1), unix_s=0.0, now_s=0.0)
+    for step in range(1, 200):
+        total = Spent(1, 3.0 * step, 0.25 * step)
+        spent = meter.spent_today(total, unix_s=0.0, now_s=0.25 * step)
+        assert spent == total
+        forgotten = spent.since(journal.spent(0))
+        assert forgotten.joules < 10.0
+        assert forgotten.training_s < 1.0
