@@ -14,8 +14,8 @@ SOURCES = {
     path.name: path.read_text(encoding="utf-8") for path in Path(edge_sdk.__path__[0]).glob("*.py")
 }
 SAYS = re.compile(
-    r"(?:GateClosed\(|TrainingFailed\([^,()]+(?:\([^()]*\))?[^,()]*, |reason(?:, detail)? = |gate_reason: str = "
-    r'|_NO_EXAMPLES: Final = |_give_up\(s, )"([a-z_]+)"'
+    r"(?:GateClosed\(|TrainingFailed\([^,()]+(?:\([^()]*\))?[^,()]*, |reason(?:, detail)? = "
+    r'|gate_reason: str = |_NO_EXAMPLES: Final = |_give_up\(s, )"([a-z_]+)"'
 )
 
 
