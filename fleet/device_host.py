@@ -3,14 +3,15 @@
 import math
 from typing import Final
 
-from device_profiles import DeviceProfile, conditions_at, training_seconds
+from device_profiles import DeviceProfile, conditions_at, training_seconds, training_w_extra
 from edge_sdk import Conditions, Policy
 from edge_sdk.budget import DayMeter
 from edge_sdk.forecast import UNKNOWN_S, Diary
+from edge_sdk.ladder import Means, Room
 from edge_sdk.policy import GATE_EVERY_S, GATE_WORKING_S, SECONDS_PER_DAY, judge
 from edge_sdk.quiet import QuietHours
 from edge_sdk.signals import NOTHING, GateClosed, GateOpened, Spent
-from edge_sdk.work import Work, WorkDone
+from edge_sdk.work import TrainingWork, Work, WorkDone
 from fleet.clocks import DRIFT_MAX, Uptime, WallClock
 from fleet.device_disk import DeviceDisk, DiskShelf
 from fleet.disk import PowerCutError
@@ -111,6 +112,8 @@ class DeviceHost(Host):
         self._judge_at_s: float | None = None
         self._judged_bytes = -1
         self._quiet = QuietHours(self.policy.quiet_hours)
+        self._today = NOTHING
+        self._last_training = NOTHING
 
     def make_link(self, device: VirtualDevice) -> VirtualLink:
         """The device's link, at its profile's rates."""
@@ -236,6 +239,9 @@ class DeviceHost(Host):
             spent_s = self.world.now_s - self._work_began_s
             self._training_s += spent_s
             self.device.note_training(self._work.order.round, spent_s)
+            if isinstance(self._work, TrainingWork) and not self._work.stopped:
+                joules = spent_s * training_w_extra(self.profile)
+                self._last_training = Spent(0, joules, spent_s)
             self._work = None
 
     def _maybe_vanish(self, round_number: int, seconds: float) -> None:
@@ -369,14 +375,15 @@ class DeviceHost(Host):
         self._judge_at_s = None
         now = self._look_alive()
         self._judged_bytes = self._bytes
+        self._today = self._meter.spent_today(
+            self.spent.since(self._spent_at_boot),
+            unix_s=self.wall.now_s(),
+            now_s=self.clock(),
+        )
         gate = judge(
             self.policy,
             now,
-            spent=self._meter.spent_today(
-                self.spent.since(self._spent_at_boot),
-                unix_s=self.wall.now_s(),
-                now_s=self.clock(),
-            ),
+            spent=self._today,
             quiet=self._quiet.look(self.wall.now_s() % SECONDS_PER_DAY, self.clock()),
             was_open=isinstance(self._gate, GateOpened),
             forecast_s=self._diary.forecast_s(self._unix_s) if self._lives_days else UNKNOWN_S,
@@ -434,6 +441,10 @@ class DeviceHost(Host):
         working_s = 0.0 if self._work is None else self.world.now_s - self._work_began_s
         joules = self.power.training_j + self.device.radio_j
         return Spent(self._bytes, joules, self._training_s + working_s)
+
+    def means(self) -> Means:
+        """What is left of the day, as of the last look at the rules."""
+        return Means(Room.left(self.policy.budgets, self._today), self._last_training)
 
     @property
     def _bytes(self) -> int:

@@ -1,5 +1,6 @@
 """The rules act before and during training: a fake clock, a fake trainer, a real journal."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,9 +11,8 @@ from edge_sdk import Conditions, EvalResult, Model, Policy, TrainingStoppedError
 from edge_sdk._gatekeeper import Gatekeeper, Moment
 from edge_sdk.energy import Energy
 from edge_sdk.journal import SqliteJournal
-from edge_sdk.ladder import Room
 from edge_sdk.policy import GATE_EVERY_S
-from edge_sdk.signals import GateClosed, GateOpened, Spent, Train, TrainingFailed
+from edge_sdk.signals import GateClosed, GateOpened, Train, TrainingFailed
 from edge_sdk.trainer import Stop
 from edge_sdk.work import TrainingWork
 from wire import Manifest, Plan
@@ -44,6 +44,10 @@ class Bench:
     def _ask(self) -> Conditions:
         self.looks += 1
         return self.conditions()
+
+    @property
+    def is_closed(self) -> bool:
+        return isinstance(self.keeper.gate, GateClosed)
 
     def moment(self) -> Moment:
         return Moment(self.now_s, self.now_s, (NOON_S + self.now_s) % 86_400.0)
@@ -172,9 +176,9 @@ def test_training_that_uses_a_budget_up_stops_within_a_second(
     assert at_s <= stopped_at_s <= at_s + STOPS_WITHIN_S
     assert bench.closed[0][1] == why
     bench.tick(3_600.0)
-    assert isinstance(bench.keeper.gate, GateClosed)
+    assert bench.is_closed
     bench.tick(86_400.0)
-    assert isinstance(bench.keeper.gate, GateOpened)
+    assert not bench.is_closed
 
 
 def test_a_spent_budget_is_spent_after_kill_9_and_a_reboot(make: Make) -> None:
@@ -216,8 +220,10 @@ def test_what_work_took_is_known_for_the_next(make: Make) -> None:
     bench = make(Policy(training_s_per_day_max=100.0))
     assert bench.train(10.0) is None
     means = bench.keeper.means()
-    assert means.training == Spent(0, pytest.approx(40.0), pytest.approx(10.0))
-    assert means.room == Room(training_s=pytest.approx(90.0, abs=0.6))
+    assert means.training.joules == pytest.approx(40.0)
+    assert means.training.training_s == pytest.approx(10.0)
+    assert means.room.training_s == pytest.approx(90.0, abs=0.6)
+    assert means.room.traffic_bytes == math.inf
 
 
 def test_rules_are_looked_at_rarely_while_nothing_is_trained(make: Make) -> None:
