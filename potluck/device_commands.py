@@ -143,8 +143,9 @@ def run_status(arguments: argparse.Namespace) -> int:
     if status.sealed_round is not None:
         print(f"waiting       the update of round {status.sealed_round} is not settled yet")
     if status.waits:
-        known = status.waits in set(Reason)
-        print(f"waits         {status.waits}" + f": {Reason[status.waits.upper()].says}" * known)
+        # A newer potluck may have written a word that this one does not know.
+        says = next((f": {word.says}" for word in Reason if word == status.waits), "")
+        print(f"waits         {status.waits}{says}")
     print(
         f"spent today   {status.spent_bytes_today} bytes both ways,"
         f" {status.spent_joules_today:.1f} J, {status.spent_training_s_today:.1f} s of training"
