@@ -14,6 +14,7 @@ from edge_sdk.examples import ExampleError, ExampleStats, Split
 from edge_sdk.journal import JournalError
 from edge_sdk.numpy_trainer import NumpyTrainer
 from edge_sdk.policy import Conditions, Policy, PolicyError
+from edge_sdk.reasons import Reason
 from edge_sdk.torch_trainer import TorchTrainer, manifest_of
 from edge_sdk.trainer import (
     DeviceInfo,
@@ -47,6 +48,7 @@ __all__ = [
     "NumpyTrainer",
     "Policy",
     "PolicyError",
+    "Reason",
     "Split",
     "Task",
     "TaskError",

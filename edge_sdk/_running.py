@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from edge_sdk._gatekeeper import Gatekeeper, Moment
 from edge_sdk._priority import lower_this_thread
-from edge_sdk.budget import DayMeter
 from edge_sdk.driver import DeviceDriver
-from edge_sdk.forecast import Diary
+from edge_sdk.energy import Energy
 from edge_sdk.journal import SqliteJournal
-from edge_sdk.policy import GATE_EVERY_S, Conditions, Policy, judge
-from edge_sdk.signals import GateClosed, GateOpened, TrainingFailed
-from edge_sdk.work import Work
+from edge_sdk.policy import Conditions, Policy
+from edge_sdk.signals import GateClosed, TrainingFailed
+from edge_sdk.work import TrainingWork, Work, WorkDone
 from wire import Report
 from wire.lock import InstanceLock
 
@@ -49,6 +49,7 @@ class Running:
         journal: SqliteJournal,
         conditions: Callable[[], Conditions],
         policy: Policy,
+        energy: Energy,
         observe: Callable[[Report], None],
     ) -> None:
         self._lock = lock
@@ -58,12 +59,14 @@ class Running:
         self._training: threading.Thread | None = None
         self._leave_at_s: float | None = None
         self._refused: list[Work] = []
-        self._conditions = conditions
         self._policy = policy
-        self._gate_at_s = 0.0
-        self._meter = DayMeter(journal, policy.bytes_per_day_max)
-        self._diary = Diary.load(journal.spells())
-        self._gate: GateOpened | GateClosed | None = None
+        self.gatekeeper = Gatekeeper(
+            policy=policy,
+            conditions=conditions,
+            journal=journal,
+            energy=energy,
+            traffic=self._traffic,
+        )
         self._work: Work | None = None
         self._down_said = ""
         self.observe = observe
@@ -109,15 +112,24 @@ class Running:
             self._refused.append(work)
             return
         self._work = work
+        self.gatekeeper.work_begins(time.monotonic())
 
         def train() -> None:
             if self._policy.low_priority:
                 lower_this_thread()
             event = work.run()
-            self._hand_over(lambda r: r.driver.work_done(work, event, time.monotonic()))
+            self._hand_over(lambda r: r.work_done(work, event))
 
         self._training = threading.Thread(target=train, name="potluck-training", daemon=True)
         self._training.start()
+
+    def work_done(self, work: Work, event: WorkDone) -> None:
+        """The thread has come to its end, told to stop or not."""
+        now_s = time.monotonic()
+        finished = not isinstance(event, TrainingFailed)
+        trained = isinstance(work, TrainingWork)
+        self.gatekeeper.work_ends(now_s, trained=trained, finished=finished)
+        self.driver.work_done(work, event, now_s)
 
     def ask_to_leave(self) -> None:
         """From any thread: begin to say that the owner takes the device out."""
@@ -131,8 +143,8 @@ class Running:
     def turn(self) -> None:
         """Do what is due, then wait for what comes."""
         now_s = time.monotonic()
-        if now_s >= self._gate_at_s:
-            self._judge(now_s)
+        if now_s >= self.gatekeeper.due_s:
+            self._judge()
         if self._leave_at_s is not None and now_s >= self._leave_at_s:
             self.leave()
         while self._refused:
@@ -141,53 +153,32 @@ class Running:
             self.driver.work_done(work, failed, now_s)
         self.driver.wake(now_s)
         due = self.driver.next_wake_s
-        wait_s = min(self._gate_at_s, self._gate_at_s if due is None else due) - time.monotonic()
+        look_s = self.gatekeeper.due_s
+        wait_s = min(look_s, look_s if due is None else due) - time.monotonic()
         with contextlib.suppress(queue.Empty):
             self._inbox.get(timeout=min(max(wait_s, 0.0), _WAIT_S_MAX))(self)
             for _ in range(_ITEMS_A_TURN):
                 self._inbox.get_nowait()(self)
 
-    def _judge(self, now_s: float) -> None:
-        self._gate_at_s = now_s + GATE_EVERY_S
-        spent_bytes_today = self._spend(now_s)
-        gate: GateOpened | GateClosed
-        try:
-            gate = judge(
-                self._policy,
-                self._conditions(),
-                spent_bytes_today=spent_bytes_today,
-                was_open=isinstance(self._gate, GateOpened),
-                forecast_s=self._diary.forecast_s(time.time()),
-            )
-        except Exception as error:  # noqa: BLE001 - the app's own code
-            # The app's own source failed: nothing is known, so nothing is done.
-            _log.warning("conditions: %s", error)
-            gate = GateClosed("conditions_unknown")
-        self._note_day(is_open=isinstance(gate, GateOpened))
-        if gate != self._gate:
-            self._gate = gate
-            self.driver.on_gate(gate, now_s)
+    def _judge(self) -> None:
+        at = _moment()
+        gate = self.gatekeeper.look(at)
+        if gate is not None:
+            self.driver.on_gate(gate, at.now_s)
 
-    def _note_day(self, *, is_open: bool) -> None:
-        """Remember since when the gate is open: a write when it changes, or once in an hour."""
-        diary = self._diary.note(time.time(), is_open=is_open)
-        if diary.spells != self._diary.spells:
-            self._journal.note_spells(diary.kept)
-        self._diary = diary
-
-    def _spend(self, now_s: float, *, at_once: bool = False) -> int:
-        """The day's bytes so far."""
+    def _traffic(self) -> tuple[int, int]:
         traffic = self.link.traffic
-        total = traffic.sent_bytes + traffic.received_bytes
-        return self._meter.spent_today(total, unix_s=time.time(), now_s=now_s, at_once=at_once)
+        return traffic.sent_bytes, traffic.received_bytes
 
     def farewell(self) -> None:
         """Withdraw, and give the broker a moment to take it."""
-        self.driver.on_gate(GateClosed("stopped"), time.monotonic())
+        stopped = GateClosed("stopped")
+        self.driver.on_gate(stopped, time.monotonic())
+        self.gatekeeper.note_waits(stopped)
         until_s = time.monotonic() + FAREWELL_S
         while self.link.up and self.link.in_flight and time.monotonic() < until_s:
             time.sleep(0.01)
-        self._spend(time.monotonic(), at_once=True)
+        self.gatekeeper.spend(_moment(), at_once=True)
 
     def close(self) -> None:
         """Let go of everything, whatever has happened."""
@@ -197,3 +188,10 @@ class Running:
         self.link.stop()
         self._journal.close()
         self._lock.release()
+
+
+def _moment() -> Moment:
+    unix_s = time.time()
+    local = time.localtime(unix_s)
+    local_s = 3_600.0 * local.tm_hour + 60.0 * local.tm_min + local.tm_sec
+    return Moment(time.monotonic(), unix_s, local_s)

@@ -14,11 +14,12 @@ from typing import Any, Final
 
 from edge_sdk._running import Running
 from edge_sdk.driver import DeviceDriver
+from edge_sdk.energy import energy_of
 from edge_sdk.enrolment import CA_FILE, EnrolmentError, enrol, tls_files
 from edge_sdk.example_store import ExampleStore, ExampleStoreError
 from edge_sdk.journal import JOURNAL_FILE, Enrolment, SqliteJournal
 from edge_sdk.models import FileShelf
-from edge_sdk.policy import SECONDS_PER_DAY, Conditions, Policy, sense
+from edge_sdk.policy import SECONDS_PER_DAY, Policy, Source, conditions_from, sense
 from edge_sdk.session import Phase
 from edge_sdk.signals import ForgetUpdate
 from edge_sdk.trainer import DeviceInfo, Model, Task, load_task, read_only
@@ -46,7 +47,10 @@ class DeviceError(PotluckError):
 class DeviceStatus:
     """What a device did, spent and waits for, from its journal.
 
-    `spent_bytes_today` are MQTT bytes both ways in the current UTC day.
+    `spent_bytes_today` are MQTT bytes both ways in the current UTC day, `spent_joules_today` the
+    estimated energy beyond idling, `spent_training_s_today` seconds of training and evaluation.
+    `waits` is why it begins nothing, a word of `edge_sdk.reasons`, as of its last look at its
+    rules; empty when it may.
     """
 
     device: str | None
@@ -59,7 +63,10 @@ class DeviceStatus:
     sealed_round: int | None
     counted: int
     not_counted: dict[str, int]
+    waits: str
     spent_bytes_today: int
+    spent_joules_today: float
+    spent_training_s_today: float
     history: tuple[ForgetUpdate, ...]
 
 
@@ -72,7 +79,7 @@ def read_status(state_dir: Path | str) -> DeviceStatus:
     journal = SqliteJournal(Path(state_dir), read_only=True)
     try:
         kept, history = journal.kept(), journal.history()
-        today = int(time.time() // SECONDS_PER_DAY)
+        spent = journal.spent(int(time.time() // SECONDS_PER_DAY))
         reasons: dict[str, int] = {}
         for line in history:
             if not line.counted:
@@ -88,7 +95,10 @@ def read_status(state_dir: Path | str) -> DeviceStatus:
             sealed_round=None if kept.sealed is None else kept.sealed.round,
             counted=sum(line.counted for line in history),
             not_counted=reasons,
-            spent_bytes_today=journal.spent(today),
+            waits=journal.waits,
+            spent_bytes_today=spent.traffic_bytes,
+            spent_joules_today=round(spent.joules, 3),
+            spent_training_s_today=round(spent.training_s, 3),
             history=tuple(history),
         )
     finally:
@@ -103,9 +113,10 @@ class Device:
         state_dir: where key, journal and models are kept; one device each.
         policy: what the owner allows.
         conditions: asked every few seconds what the device is like; the operating system's own
-            word by default.
+            word by default. A function, or a mapping from fields of `Conditions` to values or
+            functions, which leaves the rest to the system.
         on_report: told what happens, on the device's thread; keep it short.
-        device_class: a class of `device_profiles`, for reports by class.
+        device_class: a class of `device_profiles`, for reports by class and estimates of energy.
         info: handed to `task.trainer`.
         broker: a URL that replaces the token's own.
         examples: the app's own store of examples, which `leave` deletes too.
@@ -119,7 +130,7 @@ class Device:
         state_dir: Path | str,
         *,
         policy: Policy | None = None,
-        conditions: Callable[[], Conditions] = sense,
+        conditions: Source = sense,
         on_report: Callable[[Report], None] | None = None,
         device_class: str = "unknown",
         info: DeviceInfo | None = None,
@@ -132,7 +143,7 @@ class Device:
         self.state_dir = Path(state_dir)
         self.policy = policy or Policy()
         self.error: PotluckError | None = None
-        self._conditions = conditions
+        self._conditions = conditions_from(conditions, self.state_dir)
         self._on_report = on_report
         self._device_class = device_class
         self._info = info or DeviceInfo()
@@ -341,6 +352,7 @@ class Device:
             journal=journal,
             conditions=self._conditions,
             policy=self.policy,
+            energy=energy_of(self._device_class),
             observe=self._observe,
         )
         running.driver = DeviceDriver(
@@ -355,6 +367,7 @@ class Device:
             start_work=running.start_work,
             observe=self._observe,
             device_class=self._device_class,
+            means=running.gatekeeper.means,
         )
         address = BrokerAddress.parse(self._broker or enrolment.broker)
         running.link = MqttLink(

@@ -15,6 +15,7 @@ import quantization
 from edge_sdk import session as machine
 from edge_sdk.download import Download, digest_of
 from edge_sdk.journal import Enrolment, Journal
+from edge_sdk.ladder import Costs, Means, Room, Rung, allowed, uplink
 from edge_sdk.models import ModelShelf
 from edge_sdk.signals import (
     Adopt,
@@ -35,7 +36,9 @@ from edge_sdk.signals import (
     SendChunks,
     StopWork,
     Train,
+    Trained,
     TrainingFailed,
+    TurnDown,
 )
 from edge_sdk.trainer import Model, Trainer, read_only
 from edge_sdk.work import (
@@ -69,8 +72,10 @@ from wire import (
 from wire.chunks import missing, split
 from wire.messages import (
     Chunk,
+    EvaluateInvite,
     FetchRequest,
     Gone,
+    Invite,
     Leave,
     Message,
     ModelOffer,
@@ -96,6 +101,7 @@ class DeviceDriver:
         start_work: runs work somewhere and calls `work_done` on the driver's own thread.
         observe: told every `Report`.
         device_class: a class of `device_profiles`, or "unknown".
+        means: what is left of the day's budgets, from any thread.
     """
 
     def __init__(
@@ -112,6 +118,7 @@ class DeviceDriver:
         start_work: StartWork,
         observe: Callable[[Report], None],
         device_class: str = "unknown",
+        means: Callable[[], Means] = Means,
     ) -> None:
         self.manifest = manifest
         self.schema = manifest.schema.shared
@@ -126,6 +133,8 @@ class DeviceDriver:
         self._publish_bytes = publish
         self._start_work = start_work
         self._observe = observe
+        self._means = means
+        self._last_fetch_bytes = 0
         self._up = Address(enrolment.federation, enrolment.device, "up")
         self._down = Address(enrolment.federation, enrolment.device, "down")
         self._first = {spec.name: manifest.tensors[spec.name] for spec in self.schema.tensors}
@@ -198,6 +207,8 @@ class DeviceDriver:
             return
         self._work = None
         self._trained = work if isinstance(work, TrainingWork) else None
+        if isinstance(work, TrainingWork) and isinstance(event, Trained) and work.rung:
+            self._observe(Report("fell_back", work.rung.name.lower()))
         self._step(event, now_s)
         self._trained = None
 
@@ -222,6 +233,7 @@ class DeviceDriver:
                 download = self._downloads.get(message.version)
                 if download is not None:
                     download.announce(message)
+                    self._last_fetch_bytes = message.payload_bytes
                     self._be_patient(message.chunk_bytes, now_s)
             case Chunk():
                 self._be_patient(len(message.data), now_s)
@@ -236,7 +248,29 @@ class DeviceDriver:
                     self._adopting = None  # taken back or overtaken before it was here
                 self._step(message, now_s)
             case _:
-                self._step(message, now_s)
+                self._step(self._weighed(message), now_s)
+
+    def _weighed(self, message: Message) -> Message | TurnDown:
+        """An invitation turned down for which what is left of the day's budgets does not do."""
+        if not isinstance(message, Invite | EvaluateInvite) or self.session.gate is None:
+            return message
+        means = self._means()
+        if means.room == Room():
+            return message
+        trains = isinstance(message, Invite)
+        version = message.base_version if isinstance(message, Invite) else message.version
+        head = self.manifest.head or tuple(spec.name for spec in self.schema.tensors)
+        costs = Costs(
+            training=means.training,
+            evaluation=means.evaluation,
+            fetch_bytes=0 if version == self.session.held_version else self._last_fetch_bytes,
+            values=self.schema.parameters,
+            head_values=sum(self.manifest.tensors[name].size for name in head),
+        )
+        rung, short = allowed(means.room, costs)
+        if short is None or (rung < Rung.SKIP and not trains):
+            return message
+        return TurnDown(message.check_in, message.round, short)
 
     def _be_patient(self, bytes_before_next: int, now_s: float) -> None:
         """A download is on its way: it is asked for again only when nothing comes any more."""
@@ -414,6 +448,7 @@ class DeviceDriver:
             personal=self._shelf.personal(),
             residual=self._shelf.residual() if keeps else {},
             comes_often=fresh,
+            payload_bytes_max=lambda: uplink(self._means().room),
             make_trainer=self._make_trainer,
         )
         self._start_work(self._work)

@@ -1,9 +1,9 @@
 """What a device must not lose: one SQLite file, synchronous=FULL, or nothing but memory.
 
 The journal holds who the device is, the update that is sealed and not yet settled, with its
-payload, a line about each settled one, and what was spent today. Each method that changes something
-is one transaction and is on disk when it returns. `MemoryJournal` is the same without a disk, for
-emulated devices.
+payload, a line about each settled one, and what was spent on each day. Each method that changes
+something is one transaction and is on disk when it returns. `MemoryJournal` is the same without a
+disk, for emulated devices.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from edge_sdk.forecast import Spells
-from edge_sdk.signals import ForgetUpdate, SealedUpdate
+from edge_sdk.signals import NOTHING, ForgetUpdate, SealedUpdate, Spent
 from wire.errors import PotluckError
 
 if TYPE_CHECKING:
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 JOURNAL_FILE: Final = "journal.sqlite"
-SCHEMA_VERSION: Final = 1
 HISTORY_LINES_MAX: Final = 1_000
 DAYS_KEPT: Final = 64
 
-_SCHEMA: Final = """
+# A new file runs the same steps as an old one; the last step's number is the schema's version.
+_MIGRATIONS: Final = (
+    """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 CREATE TABLE sealed (
     only INTEGER PRIMARY KEY CHECK (only = 1), record BLOB NOT NULL, payload BLOB NOT NULL
@@ -37,7 +38,13 @@ CREATE TABLE history (
     counted INTEGER NOT NULL, reason TEXT NOT NULL
 ) STRICT;
 CREATE TABLE spent (day INTEGER PRIMARY KEY, bytes INTEGER NOT NULL) STRICT;
-"""
+""",
+    """
+ALTER TABLE spent ADD COLUMN joules REAL NOT NULL DEFAULT 0.0;
+ALTER TABLE spent ADD COLUMN training_s REAL NOT NULL DEFAULT 0.0;
+""",
+)
+SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 
 class JournalError(PotluckError):
@@ -103,11 +110,11 @@ class Journal(Protocol):
         """Remember the model that the app sees."""
         ...
 
-    def spend(self, day: int, spent_bytes: int) -> int:
-        """Add bytes to a day (days since 1970); returns that day's sum."""
+    def spend(self, day: int, more: Spent) -> Spent:
+        """Add to a day (days since 1970); returns that day's sum."""
         ...
 
-    def spent(self, day: int) -> int:
+    def spent(self, day: int) -> Spent:
         """A day's sum so far."""
         ...
 
@@ -132,7 +139,7 @@ class MemoryJournal:
     _released_version: int = 0
     _last_round: int = 0
     _revoked: bool = False
-    _spent: dict[int, int] = field(default_factory=dict)
+    _spent: dict[int, Spent] = field(default_factory=dict)
     _spells: Spells = field(default_factory=Spells)
 
     def begin_boot(self) -> Kept:
@@ -181,14 +188,14 @@ class MemoryJournal:
         """Remember the model that the app sees."""
         self._released_version = version
 
-    def spend(self, day: int, spent_bytes: int) -> int:
-        """Add bytes to a day (days since 1970); returns that day's sum."""
-        self._spent[day] = self._spent.get(day, 0) + spent_bytes
+    def spend(self, day: int, more: Spent) -> Spent:
+        """Add to a day (days since 1970); returns that day's sum."""
+        self._spent[day] = self._spent.get(day, NOTHING) + more
         return self._spent[day]
 
-    def spent(self, day: int) -> int:
+    def spent(self, day: int) -> Spent:
         """A day's sum so far."""
-        return self._spent.get(day, 0)
+        return self._spent.get(day, NOTHING)
 
     def spells(self) -> Spells:
         """When the gate was open."""
@@ -241,14 +248,15 @@ class SqliteJournal:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise JournalError(f"{self.path}: written by a newer potluck (schema {version})")
-        if version == 0:
-            if read_only:
-                raise JournalError(f"{self.path}: no device has run here yet")
-            with self._transaction():
-                for statement in _SCHEMA.split(";\n"):
-                    if statement.strip():
-                        self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        if version == 0 and read_only:
+            raise JournalError(f"{self.path}: no device has run here yet")
+        if read_only or version == SCHEMA_VERSION:
+            return
+        with self._transaction():
+            for statement in "".join(_MIGRATIONS[version:]).split(";\n"):
+                if statement.strip():
+                    self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     @contextmanager
     def _transaction(self) -> "Iterator[sqlite3.Connection]":
@@ -378,16 +386,18 @@ class SqliteJournal:
         """Remember the model that the app sees."""
         self._put("released_version", version)
 
-    def spend(self, day: int, spent_bytes: int) -> int:
-        """Add bytes to a day (days since 1970); returns that day's sum.
+    def spend(self, day: int, more: Spent) -> Spent:
+        """Add to a day (days since 1970); returns that day's sum.
 
         The 64 days next to it are kept: also the old ones when a clock is wrong by a year.
         """
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO spent VALUES (?, ?) ON CONFLICT (day) DO UPDATE"
-                " SET bytes = bytes + excluded.bytes",
-                (day, spent_bytes),
+                "INSERT INTO spent (day, bytes, joules, training_s) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (day) DO UPDATE SET bytes = bytes + excluded.bytes,"
+                " joules = joules + excluded.joules,"
+                " training_s = training_s + excluded.training_s",
+                (day, more.traffic_bytes, more.joules, more.training_s),
             )
             db.execute(
                 "DELETE FROM spent WHERE day NOT IN"
@@ -396,10 +406,20 @@ class SqliteJournal:
             )
             return self.spent(day)
 
-    def spent(self, day: int) -> int:
+    def spent(self, day: int) -> Spent:
         """A day's sum so far."""
-        row: Any = self._db.execute("SELECT bytes FROM spent WHERE day = ?", (day,)).fetchone()
-        return 0 if row is None else int(row["bytes"])
+        row: Any = self._db.execute("SELECT * FROM spent WHERE day = ?", (day,)).fetchone()
+        return NOTHING if row is None else _spent_in(row)
+
+    def note_waits(self, reason: str) -> None:
+        """Remember why nothing is begun now, empty when something may be; for people."""
+        if self.waits != reason:
+            self._put("waits", reason.encode())
+
+    @property
+    def waits(self) -> str:
+        """Why nothing was begun when the rules were last looked at."""
+        return (self._fact("waits") or b"").decode()
 
     def spells(self) -> Spells:
         """When the gate was open; none when what is kept cannot be read."""
@@ -421,6 +441,15 @@ class SqliteJournal:
             for r in rows
         ]
 
-    def spent_by_day(self) -> dict[int, int]:
-        """Bytes by day (days since 1970)."""
-        return {r["day"]: r["bytes"] for r in self._db.execute("SELECT * FROM spent ORDER BY day")}
+    def spent_by_day(self) -> dict[int, Spent]:
+        """Sums by day (days since 1970)."""
+        return {
+            r["day"]: _spent_in(r) for r in self._db.execute("SELECT * FROM spent ORDER BY day")
+        }
+
+
+def _spent_in(row: Any) -> Spent:
+    """A day's line; whoever only reads may find one of before there were joules."""
+    if "joules" not in row.keys():  # noqa: SIM118 - a Row, whose `in` looks at values
+        return Spent(int(row["bytes"]))
+    return Spent(int(row["bytes"]), float(row["joules"]), float(row["training_s"]))

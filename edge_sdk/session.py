@@ -55,6 +55,7 @@ from edge_sdk.signals import (
     Train,
     Trained,
     TrainingFailed,
+    TurnDown,
 )
 from wire import CancelWake, Effect, Persist, Publish, Report, Rule, Table, WakeAt, Woke, limits
 from wire import advance as advance_table
@@ -90,10 +91,12 @@ CHECK_IN_S_MIN: Final = 10.0
 ANSWER_S_MIN: Final = 5.0
 ANSWER_S_MAX: Final = 300.0
 SLOW_LINK_BYTES_PER_S: Final = 20_000.0
-# The gate is closed to save bytes, and a model is most of them.
-_BYTES_ARE_SHORT: Final = frozenset({"metered", "byte_budget_spent"})
+# The gate is closed to save bytes, or room for them, and a model is most of them.
+_BYTES_ARE_SHORT: Final = frozenset({"metered", "byte_budget_spent", "disk_low"})
 # After a failure of its own a device does not come back at once.
 FAILURE_PAUSE_S: Final = 30.0
+# What is left of a day's budget does not grow; there may be smaller work later.
+TURN_DOWN_PAUSE_S: Final = 1_800.0
 
 
 class Phase(Enum):
@@ -383,17 +386,30 @@ def _asked(
             Report("invite_ignored", f"round {event.round} answers another boot's check-in"),
         )
     if s.gate is None:
-        refusal = Declined(check_in=s.check_in, round=event.round, reason=s.gate_reason)
-        return replace(s, phase=Phase.DECLINED), (
-            Publish(refusal),
-            Report("declined", s.gate_reason),
-            WakeAt(CHECK_IN, now_s + FAILURE_PAUSE_S),
-        )
+        return _decline(s, event.round, s.gate_reason, now_s + FAILURE_PAUSE_S)
     return replace(s, phase=Phase.INVITED, invitation=event), (
         CancelWake(CHECK_IN),
         WakeAt(DEADLINE, now_s + event.deadline_s),
         said,
         locate,
+    )
+
+
+def _turned_down(s: Session, event: TurnDown, now_s: float) -> Step:
+    """Leave work to others for which the day's budgets do not do."""
+    if not s.boot << 32 < event.check_in <= s.check_in:
+        return s, (
+            Report("invite_ignored", f"round {event.round} answers another boot's check-in"),
+        )
+    return _decline(s, event.round, event.reason, now_s + TURN_DOWN_PAUSE_S)
+
+
+def _decline(s: Session, round_number: int, reason: str, again_at_s: float) -> Step:
+    refusal = Declined(check_in=s.check_in, round=round_number, reason=reason)
+    return replace(s, phase=Phase.DECLINED), (
+        Publish(refusal),
+        Report("declined", reason),
+        WakeAt(CHECK_IN, again_at_s),
     )
 
 
@@ -685,6 +701,7 @@ TABLE: Final[Table[Session]] = MappingProxyType(
                 ComeBackAt: Rule(_come_back, _RESTING),
                 Invite: Rule(_invited, (_P.INVITED, _P.DECLINED, _P.IDLE)),
                 EvaluateInvite: Rule(_asked_to_evaluate, (_P.INVITED, _P.DECLINED, _P.IDLE)),
+                TurnDown: Rule(_turned_down, (_P.DECLINED, _P.IDLE)),
             },
         ),
         _P.INVITED: _rows(
@@ -744,11 +761,7 @@ TABLE: Final[Table[Session]] = MappingProxyType(
             },
         ),
         _P.SETTLED: _rows(_P.SETTLED, _between_work(_P.SETTLED)),
-        _P.DECLINED: _rows(
-            _P.DECLINED,
-            # Only a closed gate declines, so its opening always leads on.
-            _between_work(_P.DECLINED) | {GateOpened: Rule(_gate_open_speak, _RESTING)},
-        ),
+        _P.DECLINED: _rows(_P.DECLINED, _between_work(_P.DECLINED)),
         _P.DISCARDED: _rows(_P.DISCARDED, _between_work(_P.DISCARDED)),
         _P.REVOKED: _rows(_P.REVOKED, {}, enrolled=False),
     }

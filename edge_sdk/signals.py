@@ -40,6 +40,32 @@ class ForgetUpdate(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """What taking part has cost: MQTT bytes both ways, joules beyond idling, seconds of work."""
+
+    traffic_bytes: int = 0
+    joules: float = 0.0
+    training_s: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        """Both."""
+        return Spent(
+            self.traffic_bytes + other.traffic_bytes,
+            self.joules + other.joules,
+            self.training_s + other.training_s,
+        )
+
+    def since(self, earlier: "Spent") -> "Spent":
+        """What has come since `earlier`, of two sums that only grow."""
+        return Spent(
+            self.traffic_bytes - earlier.traffic_bytes,
+            max(self.joules - earlier.joules, 0.0),
+            max(self.training_s - earlier.training_s, 0.0),
+        )
+
+
+NOTHING: Final = Spent()
+
 # -- effects that only a device knows ------------------------------------------------------------
 
 
@@ -150,6 +176,15 @@ class GateOpened:
 class GateClosed:
     """Conditions forbid work; `reason` is a stable word."""
 
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnDown:
+    """What is left of the day's budgets does not do for this invitation; `reason` says of which."""
+
+    check_in: int
+    round: int
     reason: str
 
 

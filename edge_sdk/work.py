@@ -5,6 +5,7 @@ nothing but its own data, and whatever user code does in there, it returns an ev
 raises.
 """
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Final
 import numpy as np
 
 import quantization
+from edge_sdk.ladder import Rung, least_payload_bytes
 from edge_sdk.signals import Evaluate, Evaluated, SealedUpdate, Train, Trained, TrainingFailed
 from edge_sdk.trainer import EvalResult, Model, Trainer, TrainingStoppedError, TrainResult
 from privacy import clip_l2
@@ -35,7 +37,8 @@ class TrainingWork:
 
     After `run`, `payload`, `new_personal` and `new_residual` belong to the `Trained` event that it
     returned. `residual` is what earlier updates left out, empty for none; `comes_often` says that
-    what this one leaves out may hope for a next one soon.
+    what this one leaves out may hope for a next one soon. `payload_bytes_max` is what the owner's
+    budget leaves for the payload, asked for when it is made; `rung` is what it came to.
     """
 
     order: Train
@@ -45,6 +48,8 @@ class TrainingWork:
     make_trainer: Callable[[], Trainer]
     residual: Tensors = field(default_factory=dict)
     comes_often: bool = True
+    payload_bytes_max: Callable[[], int | None] = lambda: None
+    rung: Rung = Rung.FULL
     payload: bytes = b""
     new_personal: Tensors = field(default_factory=dict)
     new_residual: Tensors = field(default_factory=dict)
@@ -96,17 +101,7 @@ class TrainingWork:
         delta = self._delta(result)
         if order.plan.clip_norm > 0.0:
             delta = clip_l2(delta, order.plan.clip_norm)
-        seed = int.from_bytes(order.update_id[:8], "little")
-        schema = self.manifest.schema.shared
-        # With a clip nothing is fed back: what is sent would be longer than the clip allows.
-        named = quantization.name_of(codec) != quantization.AUTO
-        keeps = quantization.keeps_residual(codec) and (self.comes_often or named)
-        if keeps and order.plan.clip_norm == 0.0:
-            self.payload, self.new_residual = quantization.encode_with_feedback(
-                codec, delta, self.residual, schema, seed=seed
-            )
-        else:
-            self.payload = quantization.encode(codec, delta, schema, seed=seed)
+        self._encode_within(codec, delta)
         self.examples_seen = result.num_examples * order.plan.local_epochs
         sealed = SealedUpdate(
             update_id=order.update_id,
@@ -116,9 +111,59 @@ class TrainingWork:
             payload_digest=hashlib.sha256(self.payload).digest(),
             num_examples=int(result.num_examples),
             chunk_bytes_max=order.chunk_bytes_max,
-            metrics=_metrics(measured, result),
+            metrics=_metrics(measured, result, self.rung),
         )
         return Trained(sealed)
+
+    def _encode_within(self, codec: str, delta: Tensors) -> None:
+        """As the invitation says; if the owner's bytes do not do, with more error, or the head.
+
+        Raises:
+            PayloadBudgetError: not even the head fits.
+        """
+        most = self.payload_bytes_max()
+        if most is None:
+            self._encode(codec, delta)
+            return
+        try:
+            self._encode(codec, delta)
+        except quantization.PayloadBudgetError:
+            pass  # the federation's own bound, which is smaller for whoever sends the head alone
+        else:
+            if len(self.payload) <= most:
+                return
+        self.payload, self.new_residual = b"", {}
+        schema, head = self.manifest.schema.shared, frozenset(self.manifest.head)
+        rungs = [(Rung.CHEAPER, delta, schema.parameters)]
+        if head:
+            # Zeros cost next to nothing. The others' change is no residual: it would be too old.
+            alone = {name: d if name in head else np.zeros_like(d) for name, d in delta.items()}
+            values = sum(delta[name].size for name in head)
+            rungs.append((Rung.HEAD, alone, values))
+        for rung, tensors, values in rungs:
+            if most < least_payload_bytes(values):
+                continue
+            self.rung = rung
+            with contextlib.suppress(quantization.PayloadBudgetError):
+                self._encode(quantization.narrowed(codec, most), tensors)
+                return
+        raise quantization.PayloadBudgetError(
+            f"the owner's budget leaves {most} bytes for the update"
+        )
+
+    def _encode(self, codec: str, delta: Tensors) -> None:
+        """Make the payload, with feedback where there may be any."""
+        seed = int.from_bytes(self.order.update_id[:8], "little")
+        schema = self.manifest.schema.shared
+        # With a clip nothing is fed back: what is sent would be longer than the clip allows.
+        named = quantization.name_of(codec) != quantization.AUTO
+        keeps = quantization.keeps_residual(codec) and (self.comes_often or named)
+        if keeps and self.rung is not Rung.HEAD and self.order.plan.clip_norm == 0.0:
+            self.payload, self.new_residual = quantization.encode_with_feedback(
+                codec, delta, self.residual, schema, seed=seed
+            )
+        else:
+            self.payload = quantization.encode(codec, delta, schema, seed=seed)
 
     def _model(self) -> Model:
         """Fresh arrays each time: what user code does to them stays with it."""
@@ -152,12 +197,17 @@ class TrainingWork:
         return delta
 
 
-def _metrics(measured: EvalResult, result: TrainResult) -> dict[str, float]:
-    """What goes to the coordinator about the base model and the training; finite and bounded."""
+def _metrics(measured: EvalResult, result: TrainResult, rung: Rung) -> dict[str, float]:
+    """What goes to the coordinator about the base model and the training; finite and bounded.
+
+    `rung` is among them where it is not the first: see `edge_sdk.ladder`.
+    """
     about: dict[str, float] = {}
     if measured.num_examples > 0:
         about = {f"base_{name}": value for name, value in measured.metrics.items()}
         about |= {"base_loss": measured.loss, "base_examples": measured.num_examples}
+    if rung is not Rung.FULL:
+        about["rung"] = float(rung)
     return _finite(about | result.metrics)
 
 

@@ -22,7 +22,7 @@ from edge_sdk import Model
 from edge_sdk.session import Phase
 from fleet import reference
 from fleet.device_host import DeviceHost, VirtualDevice
-from fleet.spending import BEGINNINGS, Book
+from fleet.spending import BEGINNINGS, Book, WorkBook
 from fleet.virtual import VirtualFleet
 from wire import frames, limits, tensors_digest, topics
 from wire.messages import Invite, Message, Receipt, Release, Settled
@@ -70,6 +70,7 @@ class Evidence:
     settled_on_devices: dict[str, int] = field(default_factory=dict)
     stirred: list[DeviceHost] = field(default_factory=list)
     books: dict[str, Book] = field(default_factory=dict)
+    work_books: dict[str, WorkBook] = field(default_factory=dict)
     begun: list[str] = field(default_factory=list)
     core: int | None = None
     used: dict[str, Model] = field(default_factory=dict)
@@ -99,6 +100,11 @@ class Witness:
             host.device.name: Book(host)
             for host in self.fleet.hosts
             if host.policy.bytes_per_day_max
+        }
+        self.evidence.work_books = {
+            host.device.name: WorkBook(host)
+            for host in self.fleet.hosts
+            if host.policy.training_s_per_day_max
         }
         self.fleet.network.on_sent = self._note_sent
         self._read_ledger()
@@ -413,12 +419,17 @@ def work_has_a_way_on(evidence: Evidence) -> None:
 def budgets_are_kept(evidence: Evidence) -> None:
     """Once a day's bytes have reached its budget a device begins nothing, whatever it goes through.
 
+    Nor does it train for longer than it may.
+
     Within five seconds it knows; a reboot forgets what `edge_sdk.budget` says, and no more.
     """
     for host in evidence.stirred:
         book = evidence.books.get(host.device.name)
         if book is not None:
             book.note()
+        work_book = evidence.work_books.get(host.device.name)
+        if work_book is not None and not work_book.kept():
+            raise ViolationError("budgets_are_kept", f"{host.name} trained for {work_book.days}")
     for device in evidence.begun:
         book = evidence.books[device]
         if not book.may_begin():

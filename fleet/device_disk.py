@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from edge_sdk.forecast import Spells
 from edge_sdk.journal import Enrolment, Kept, MemoryJournal
-from edge_sdk.signals import ForgetUpdate, SealedUpdate
+from edge_sdk.signals import ForgetUpdate, SealedUpdate, Spent
 from fleet.disk import Fuse
 from wire import Tensors
 
@@ -65,9 +65,9 @@ class DeviceDisk(MemoryJournal):
         """Remember the model that the app sees."""
         self._write(lambda: super(DeviceDisk, self).note_released(version))
 
-    def spend(self, day: int, spent_bytes: int) -> int:
-        """Add bytes to a day; returns that day's sum."""
-        spent: int = self._write(lambda: super(DeviceDisk, self).spend(day, spent_bytes))
+    def spend(self, day: int, more: Spent) -> Spent:
+        """Add to a day; returns that day's sum."""
+        spent: Spent = self._write(lambda: super(DeviceDisk, self).spend(day, more))
         return spent
 
     def live_through(self, spells: Spells) -> None:

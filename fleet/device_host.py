@@ -3,13 +3,15 @@
 import math
 from typing import Final
 
-from device_profiles import DeviceProfile, conditions_at, training_seconds
+from device_profiles import DeviceProfile, conditions_at, training_seconds, training_w_extra
 from edge_sdk import Conditions, Policy
 from edge_sdk.budget import DayMeter
 from edge_sdk.forecast import UNKNOWN_S, Diary
-from edge_sdk.policy import GATE_EVERY_S, SECONDS_PER_DAY, judge
-from edge_sdk.signals import GateClosed, GateOpened
-from edge_sdk.work import Work, WorkDone
+from edge_sdk.ladder import Means, Room
+from edge_sdk.policy import GATE_EVERY_S, GATE_WORKING_S, SECONDS_PER_DAY, judge
+from edge_sdk.quiet import QuietHours
+from edge_sdk.signals import NOTHING, GateClosed, GateOpened, Spent
+from edge_sdk.work import TrainingWork, Work, WorkDone
 from fleet.clocks import DRIFT_MAX, Uptime, WallClock
 from fleet.device_disk import DeviceDisk, DiskShelf
 from fleet.disk import PowerCutError
@@ -25,6 +27,8 @@ VirtualDevice = EmulatedDevice[VirtualLink]
 # How often a day is looked at: its curves move in hours.
 DAY_EVERY_S: Final = 300.0
 CHARGE_EVERY_S: Final = 300.0
+# Spans of the day, and days, end at whole minutes.
+_QUIET_EVERY_S: Final = 60.0
 # A phone does not start before its charger has put something into it.
 _STARTS_AT_FRACTION: Final = 0.02
 _FAILED_TRAINING_S: Final = 1.0
@@ -91,7 +95,8 @@ class DeviceHost(Host):
         self._plugged = True
         self._unplugs = 0
         self._online = True
-        self._bytes_at_boot = 0
+        self._spent_at_boot = NOTHING
+        self._training_s = 0.0
         self._looked_at_s = 0.0
         self._dark = False
         self._last_look = 0
@@ -101,11 +106,14 @@ class DeviceHost(Host):
 
     def _new_boot(self) -> None:
         """What is gone with the memory of a process."""
-        self._meter = DayMeter(self.disk, self.policy.bytes_per_day_max)
+        self._meter = DayMeter(self.disk, self.policy)
         self._gate: GateOpened | GateClosed | None = None
         self._diary = Diary.load(self.disk.spells())
         self._judge_at_s: float | None = None
         self._judged_bytes = -1
+        self._quiet = QuietHours(self.policy.quiet_hours)
+        self._today = NOTHING
+        self._last_training = NOTHING
 
     def make_link(self, device: VirtualDevice) -> VirtualLink:
         """The device's link, at its profile's rates."""
@@ -147,7 +155,7 @@ class DeviceHost(Host):
 
     def boot(self) -> None:
         """Start from what the disk holds."""
-        self._bytes_at_boot = self._bytes
+        self._spent_at_boot = self.spent
         self._new_boot()
         self.uptime.reboot()
         if self.starts > 1:
@@ -206,6 +214,8 @@ class DeviceHost(Host):
         self._work_began_s = self.world.now_s
         self.power.train(now=True)
         self._plan_empty()
+        if self.policy.training_s_per_day_max or self.policy.joules_per_day_max:
+            self._judge_by(self.world.now_s + GATE_WORKING_S)
         self._maybe_vanish(work.order.round, seconds)
         self.world.after(
             seconds,
@@ -227,7 +237,11 @@ class DeviceHost(Host):
             self._look()
             self.power.train(now=False)
             spent_s = self.world.now_s - self._work_began_s
+            self._training_s += spent_s
             self.device.note_training(self._work.order.round, spent_s)
+            if isinstance(self._work, TrainingWork) and not self._work.stopped:
+                joules = spent_s * training_w_extra(self.profile)
+                self._last_training = Spent(0, joules, spent_s)
             self._work = None
 
     def _maybe_vanish(self, round_number: int, seconds: float) -> None:
@@ -361,14 +375,16 @@ class DeviceHost(Host):
         self._judge_at_s = None
         now = self._look_alive()
         self._judged_bytes = self._bytes
+        self._today = self._meter.spent_today(
+            self.spent.since(self._spent_at_boot),
+            unix_s=self.wall.now_s(),
+            now_s=self.clock(),
+        )
         gate = judge(
             self.policy,
             now,
-            spent_bytes_today=self._meter.spent_today(
-                self._judged_bytes - self._bytes_at_boot,
-                unix_s=self.wall.now_s(),
-                now_s=self.clock(),
-            ),
+            spent=self._today,
+            quiet=self._quiet.look(self.wall.now_s() % SECONDS_PER_DAY, self.clock()),
             was_open=isinstance(self._gate, GateOpened),
             forecast_s=self._diary.forecast_s(self._unix_s) if self._lives_days else UNKNOWN_S,
         )
@@ -410,10 +426,25 @@ class DeviceHost(Host):
         at_s = now_s + DAY_EVERY_S if self._lives_days else math.inf
         if now_s < self.closed_until_s:
             at_s = min(at_s, self.closed_until_s)
+        if self.policy.quiet_hours:
+            at_s = min(at_s, now_s + _QUIET_EVERY_S)
+        if self.policy.training_s_per_day_max or self.policy.joules_per_day_max:
+            at_s = min(at_s, now_s + (_QUIET_EVERY_S if self._work is None else GATE_WORKING_S))
         if self.policy.bytes_per_day_max:
             tomorrow = self.wall.now_s() // SECONDS_PER_DAY + 1.0
             at_s = min(at_s, self.wall.world_s(tomorrow * SECONDS_PER_DAY))
         return at_s
+
+    @property
+    def spent(self) -> Spent:
+        """What taking part has cost since the world began, as far as it has been looked at."""
+        working_s = 0.0 if self._work is None else self.world.now_s - self._work_began_s
+        joules = self.power.training_j + self.device.radio_j
+        return Spent(self._bytes, joules, self._training_s + working_s)
+
+    def means(self) -> Means:
+        """What is left of the day, as of the last look at the rules."""
+        return Means(Room.left(self.policy.budgets, self._today), self._last_training)
 
     @property
     def _bytes(self) -> int:

@@ -22,6 +22,7 @@ from device_profiles import (
 )
 from edge_sdk import DeviceDriver, DeviceInfo, Model
 from edge_sdk.journal import Enrolment, Journal
+from edge_sdk.ladder import Means
 from edge_sdk.models import ModelShelf
 from edge_sdk.signals import GateClosed, GateOpened, Trained
 from edge_sdk.work import TrainingWork, Work, WorkDone
@@ -127,6 +128,7 @@ class EmulatedDevice(Generic[LinkT]):
         self._crypto = crypto
         self._journal = journal
         self._shelf = shelf
+        self.means: Callable[[], Means] = Means
         self._check_in_s = check_in_s
         self._start_work = start_work
         self.boot()
@@ -146,6 +148,7 @@ class EmulatedDevice(Generic[LinkT]):
             start_work=lambda work: self._start_work(self, work),
             observe=self._observe,
             device_class=self.profile.name,
+            means=lambda: self.means(),  # noqa: PLW0108 - a fleet sets it later
         )
 
     # -- link --------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def live_before(profile: DeviceProfile, seed: int, start_unix_s: float, policy: 
     for look in range(int(DAYS_BEFORE * _DAY_S / LOOK_EVERY_S) + 1):
         now_s = start_unix_s - DAYS_BEFORE * _DAY_S + look * LOOK_EVERY_S
         sensed, _online = as_sensed(profile, seed, now_s)
-        gate = judge(policy, sensed, spent_bytes_today=0, was_open=was_open)
+        gate = judge(policy, sensed, was_open=was_open)
         was_open = isinstance(gate, GateOpened)
         diary = diary.note(now_s, is_open=was_open)
     return diary.kept

@@ -44,6 +44,8 @@ _EVALUATE_EVERY: Final = (0, 1, 0, 2)
 _STALENESS_MAX: Final = (10, 10, 10, 1, 0)
 _CHECK_IN_S: Final = (120.0, 120.0, 120.0, 120.0, 600.0)
 _BUDGET_SEEDS: Final = 10**12
+_TRAINING_SEEDS: Final = 2 * 10**12
+_TRAINING_S: Final = (0.5, 15.0)
 _BUDGET_SHARE: Final = 0.3
 _BUDGET_BYTES: Final = (4_000, 6_000)
 _YEAR_S: Final = 365.25 * 86_400.0
@@ -151,6 +153,15 @@ def budgets(seed: int, devices: int) -> tuple[int, ...]:
     )
 
 
+def training_budgets(seed: int, devices: int) -> tuple[float, ...]:
+    """Seconds of training a day that a seed allows each device; 0 is no bound."""
+    chance = World(_TRAINING_SEEDS + seed)
+    return tuple(
+        0.0 if chance.uniform() > _BUDGET_SHARE else round(chance.uniform(*_TRAINING_S), 3)
+        for _ in range(devices)
+    )
+
+
 # -- one seed --------------------------------------------------------------------------------------
 
 
@@ -221,11 +232,16 @@ def try_seed(
         crypto=StubCrypto(),
     )
     allowed = budgets(seed, devices) if mode not in _LIVENESS else (0,) * devices
+    trains_s = training_budgets(seed, devices) if mode not in _LIVENESS else (0.0,) * devices
     witness = Witness(
         lambda told: VirtualFleet(
             run,
             lives_days=False,
-            policy_of=lambda number, usual: replace(usual, bytes_per_day_max=allowed[number]),
+            policy_of=lambda number, usual: replace(
+                usual,
+                bytes_per_day_max=allowed[number],
+                training_s_per_day_max=trains_s[number],
+            ),
             on_publish=told,
         )
     )

@@ -1,4 +1,4 @@
-"""What devices with a byte budget have sent and received, in books that the SDK does not keep.
+"""What devices with a budget have spent of it, in books that the SDK does not keep.
 
 The SDK counts, writes down and forgets a little in a crash (`edge_sdk.budget`). Here every byte of
 the link is counted as it passes, and what a crash may forget is taken off again: what is left the
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from edge_sdk.budget import FORGOTTEN_PART
-from edge_sdk.policy import GATE_EVERY_S, SECONDS_PER_DAY
+from edge_sdk.policy import GATE_EVERY_S, GATE_WORKING_S, SECONDS_PER_DAY
 from fleet.device_host import DeviceHost
 from wire.messages import Available, FetchRequest
 
@@ -73,3 +73,28 @@ class Book:
         spent_at_s = None if self._day is None else self.spent_at_s.get(self._day)
         now_s = self.host.world.now_s
         return spent_at_s is None or now_s <= max(spent_at_s, self.entered_s) + _GRACE_S
+
+
+@dataclass(slots=True)
+class WorkBook:
+    """One device's seconds of training, by the day of its clock.
+
+    Work stops at the look after the budget is spent. A crash may make the device forget what came
+    since its last look and a 64th of the budget; a clock that is set, to which day that belonged.
+    """
+
+    host: DeviceHost
+    days: dict[int, float] = field(default_factory=dict)
+    _total_s: float = 0.0
+
+    def kept(self) -> bool:
+        """Count what has passed since the last time; whether the day is within its budget."""
+        host = self.host
+        budget_s = host.policy.training_s_per_day_max
+        day = int(host.wall.now_s() // SECONDS_PER_DAY)
+        total_s = host.spent.training_s
+        self.days[day] = self.days.get(day, 0.0) + total_s - self._total_s
+        self._total_s = total_s
+        look_s = GATE_WORKING_S + 0.01
+        forgiven_s = host.crashes * (budget_s / FORGOTTEN_PART + look_s)
+        return self.days[day] <= budget_s + look_s * (1 + host.wall.steps) + forgiven_s

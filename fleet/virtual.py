@@ -111,6 +111,7 @@ class VirtualFleet:
         )
         for host, device in zip(hosts, self.devices, strict=True):
             host.device = device
+            device.means = host.means
 
     @property
     def coordinator(self) -> Coordinator:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_sdk import Device, DeviceInfo, Policy, read_status
+from edge_sdk.reasons import Reason
 from potluck.output import Reports, add_json, print_json, stop_on_signals
 
 _STOP_POLL_S: Final = 0.1
+_POLICY: Final = Policy()
 
 
 def add_commands(commands: Any) -> None:
@@ -33,12 +35,7 @@ def add_commands(commands: Any) -> None:
     run.add_argument("--count", type=int, default=1, help="passed to task.trainer (default: 1)")
     run.add_argument("--seed", type=int, default=0, help="passed to task.trainer (default: 0)")
     run.add_argument("--partition", default="iid", help="passed to task.trainer (default: iid)")
-    run.add_argument("--min-battery", type=float, default=0.3, help="a fraction (default: 0.3)")
-    run.add_argument("--require-charging", action="store_true", help="work on a charger only")
-    run.add_argument("--allow-metered", action="store_true", help="work on networks that cost")
-    run.add_argument(
-        "--bytes-per-day-max", type=int, default=0, help="MQTT bytes a day (default: no bound)"
-    )
+    _add_rules(run)
     run.add_argument(
         "--enroll-timeout", type=float, default=60.0, help="seconds to wait (default: 60)"
     )
@@ -55,6 +52,30 @@ def add_commands(commands: Any) -> None:
     status.set_defaults(run=run_status)
 
 
+def _add_rules(run: argparse.ArgumentParser) -> None:
+    """Options that are fields of `Policy`, by the same names and with the same defaults."""
+    run.add_argument("--min-battery", type=float, default=0.3, help="a fraction (default: 0.3)")
+    run.add_argument("--require-charging", action="store_true", help="work on a charger only")
+    run.add_argument("--allow-metered", action="store_true", help="work on networks that cost")
+    for option, unit, kind in (
+        ("--bytes-per-day-max", "MQTT bytes a day (default: no bound)", int),
+        ("--joules-per-day-max", "energy beyond idling a day (default: no bound)", float),
+        ("--training-s-per-day-max", "seconds of training a day (default: no bound)", float),
+        ("--cpu-load-max", "other work, a fraction of all cores (default: no bound)", float),
+        ("--max-temperature-c", "degrees Celsius (default: 80)", float),
+        ("--min-free-memory-bytes", "left to others (default: 64 MiB)", int),
+        ("--min-free-disk-bytes", "beside the state (default: 64 MiB)", int),
+    ):
+        default = getattr(_POLICY, option[2:].replace("-", "_"))
+        run.add_argument(option, type=kind, default=default, help=unit)
+    run.add_argument(
+        "--quiet-hours",
+        action="append",
+        metavar="HH:MM-HH:MM",
+        help="local time in which to do nothing; may be given more than once",
+    )
+
+
 def run_device(arguments: argparse.Namespace) -> int:
     """`potluck device run`."""
     stop = stop_on_signals()
@@ -67,6 +88,13 @@ def run_device(arguments: argparse.Namespace) -> int:
             require_charging=arguments.require_charging,
             allow_metered=arguments.allow_metered,
             bytes_per_day_max=arguments.bytes_per_day_max,
+            joules_per_day_max=arguments.joules_per_day_max,
+            training_s_per_day_max=arguments.training_s_per_day_max,
+            cpu_load_max=arguments.cpu_load_max,
+            max_temperature_c=arguments.max_temperature_c,
+            min_free_memory_bytes=arguments.min_free_memory_bytes,
+            min_free_disk_bytes=arguments.min_free_disk_bytes,
+            quiet_hours=tuple(arguments.quiet_hours or ()),
         ),
         on_report=reports,
         device_class=arguments.device_class,
@@ -114,6 +142,13 @@ def run_status(arguments: argparse.Namespace) -> int:
         print(f"              {count} x {reason}")
     if status.sealed_round is not None:
         print(f"waiting       the update of round {status.sealed_round} is not settled yet")
-    print(f"sent today    {status.spent_bytes_today} bytes both ways")
+    if status.waits:
+        # A newer potluck may have written a word that this one does not know.
+        says = next((f": {word.says}" for word in Reason if word == status.waits), "")
+        print(f"waits         {status.waits}{says}")
+    print(
+        f"spent today   {status.spent_bytes_today} bytes both ways,"
+        f" {status.spent_joules_today:.1f} J, {status.spent_training_s_today:.1f} s of training"
+    )
     sys.stdout.flush()
     return 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quantization.accumulator import SHARE_UNITS, Accumulator, Portion
-    from quantization.auto import AutoRule, PayloadBudgetError
+    from quantization.auto import AutoRule, PayloadBudgetError, narrowed
     from quantization.bundle import Bundle, Step, apply_bundle, pack_bundle, unpack_bundle
     from quantization.codecs import (
         AUTO,
@@ -69,6 +69,7 @@ __all__ = [
     "feeds_back",
     "keeps_residual",
     "name_of",
+    "narrowed",
     "open_container",
     "pack_bundle",
     "pack_container",
@@ -83,6 +84,7 @@ _HOMES = {
     "Portion": "accumulator",
     "AutoRule": "auto",
     "PayloadBudgetError": "auto",
+    "narrowed": "auto",
     "Bundle": "bundle",
     "Step": "bundle",
     "apply_bundle": "bundle",

@@ -136,6 +136,20 @@ class AutoRule:
         return not self.payload_bytes_max or size <= self.payload_bytes_max
 
 
+def narrowed(spec: str, payload_bytes_max: int) -> str:
+    """The codec that an update takes which must not have more bytes: `auto`, at that bound.
+
+    Args:
+        spec: what was asked for; the error of an `auto` is kept, and a smaller bound.
+        payload_bytes_max: the bound, in bytes, 1 or more.
+    """
+    rule = AutoRule()
+    if spec.partition(":")[0] == AUTO:
+        rule = rule.with_setting(spec)
+    bound = min(payload_bytes_max, rule.payload_bytes_max or payload_bytes_max)
+    return replace(rule, payload_bytes_max=bound).spec
+
+
 @dataclass(frozen=True, slots=True)
 class _Option:
     """A codec for a tensor, its error, and its bits, which are only counted when asked for."""

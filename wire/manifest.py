@@ -123,6 +123,8 @@ class Manifest:
         artefact: an optional `.tflite` file that trainers of the task need.
         flops_per_example: floating-point operations of one training step per example; the default
             is 6 per parameter (2 forward, 4 backward), the usual estimate for dense models.
+        head: the shared tensors that a device sends alone when its bytes do not do for all, the
+            last layer's as a rule. They are no part of the schema.
 
     Raises:
         ManifestError: no tensors, too many, none that is shared, a bad name, another dtype, values
@@ -133,6 +135,7 @@ class Manifest:
     parts: Mapping[str, Part] = field(default_factory=dict)
     artefact: bytes | None = None
     flops_per_example: float | None = None
+    head: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tensors:
@@ -161,10 +164,16 @@ class Manifest:
             raise ManifestError("no tensor is shared, so there is nothing to learn together")
         object.__setattr__(self, "tensors", converted)
         object.__setattr__(self, "parts", parts)
+        self._check_head()
         if self.schema.parameters > limits.MODEL_PARAMETERS_MAX:
             raise ManifestError(
                 f"{self.schema.parameters} parameters, at most {limits.MODEL_PARAMETERS_MAX}"
             )
+
+    def _check_head(self) -> None:
+        strangers = sorted(name for name in self.head if self.parts.get(name) != "shared")
+        if strangers:
+            raise ManifestError(f"head names tensors that are not shared: {strangers}")
 
     @property
     def schema(self) -> Schema:

@@ -578,6 +578,12 @@ def test_every_rule_of_a_policy_is_there_with_its_default_and_reason() -> None:
             assert f'"{row[3].strip("`")}"' in source
 
 
+def test_every_reason_of_a_device_is_there_with_its_meaning() -> None:
+    table = section(EMBED, "## Reasons")
+    stated = {row[0].strip("`"): row[1] for row in rows(table)}
+    assert stated == {str(r): f"{r.says[0].upper()}{r.says[1:]}." for r in edge_sdk.Reason}
+
+
 def test_every_condition_is_shown() -> None:
     for field in dataclasses.fields(Conditions):
         assert f"{field.name}=" in PYTHON["embed.md"]

@@ -25,6 +25,7 @@ from edge_sdk import (
     Model,
     NumpyTrainer,
     Policy,
+    TrainingStoppedError,
     TrainResult,
     read_status,
 )
@@ -205,7 +206,7 @@ def test_one_state_directory_has_one_device(federated: Federated) -> None:
 def test_a_low_battery_keeps_a_device_out_and_a_charger_brings_it_in(
     federated: Federated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_sdk._running.GATE_EVERY_S", 0.1)
+    monkeypatch.setattr("edge_sdk._gatekeeper.GATE_EVERY_S", 0.1)
     now = [Conditions(battery_fraction=0.1, charging=False)]
     device = federated.device(1, conditions=lambda: now[0])
     device.enroll(federated.tokens)
@@ -358,3 +359,69 @@ def test_training_lets_others_go_first_if_the_owner_says_so(
     until(lambda: found, "training")
     device.stop()
     assert found[0] == (NICE if low else os.getpriority(os.PRIO_PROCESS, 0))
+
+
+class Endless(ToyTask):
+    """Trains until it is stopped, in batches of 10 ms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training = threading.Event()
+        self.stopped_at_s = 0.0
+
+    def trainer(self, device: DeviceInfo) -> Any:
+        task, trainer = self, super().trainer(device)
+
+        class Slow:
+            evaluate = staticmethod(trainer.evaluate)
+
+            def train(self, *_: object, stop: Callable[[], bool]) -> TrainResult:
+                task.training.set()
+                while not stop():
+                    time.sleep(0.01)
+                task.stopped_at_s = time.monotonic()
+                raise TrainingStoppedError("stopped")
+
+        return Slow()
+
+
+def test_training_stops_within_a_second_of_the_condition_and_the_reason_is_known(
+    federated: Federated,
+) -> None:
+    task, heat_c = Endless(), [40.0]
+    reports: list[Report] = []
+    device = federated.device(
+        1, task, conditions={"temperature_c": lambda: heat_c[0]}, on_report=reports.append
+    )
+    device.enroll(federated.tokens)
+    device.start()
+    assert task.training.wait(30.0)
+    time.sleep(1.3)
+    heat_c[0], hot_at_s = 95.0, time.monotonic()
+    until(lambda: task.stopped_at_s > 0.0, "the trainer to be stopped")
+    assert task.stopped_at_s - hot_at_s < 1.0
+    until(lambda: device.status.waits == "too_hot", "the reason to be kept")
+    assert Report("discarded", "too_hot") in reports
+    device.stop()
+    status = read_status(federated.directory / "device-1")
+    assert status.waits == "stopped"
+    assert status.spent_training_s_today > 1.0
+    assert status.spent_joules_today > 1.0
+
+
+def test_a_budget_of_seconds_ends_training_and_is_spent_after_a_restart(
+    federated: Federated,
+) -> None:
+    task = Endless()
+    policy = Policy(training_s_per_day_max=1.0)
+    device = federated.device(1, task, policy=policy)
+    device.enroll(federated.tokens)
+    device.start()
+    until(lambda: task.stopped_at_s > 0.0, "the trainer to be stopped")
+    until(lambda: device.status.waits == "training_budget_spent", "the reason to be kept")
+    device.stop()
+    assert 1.0 <= device.status.spent_training_s_today < 2.0
+    again = federated.device(1, task, policy=policy)
+    again.start()
+    until(lambda: again.status.waits == "training_budget_spent", "the reason to be kept")
+    again.stop()

@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 
 from edge_sdk import JournalError
+from edge_sdk import journal as journal_module
 from edge_sdk.journal import (
     HISTORY_LINES_MAX,
+    JOURNAL_FILE,
     Enrolment,
     Journal,
     MemoryJournal,
     SqliteJournal,
 )
-from edge_sdk.signals import ForgetUpdate, SealedUpdate
+from edge_sdk.signals import ForgetUpdate, SealedUpdate, Spent
 
 SEALED = SealedUpdate(
     update_id=b"u" * 16,
@@ -70,24 +72,24 @@ def test_revocation_takes_the_sealed_update_with_it(reopen: Callable[[], Journal
 def test_bytes_add_up_within_a_day_and_start_anew_on_the_next(
     reopen: Callable[[], Journal],
 ) -> None:
-    assert reopen().spend(100, 5) == 5
-    assert reopen().spend(100, 7) == 12
-    assert reopen().spend(101, 1) == 1
+    assert reopen().spend(100, Spent(5)) == Spent(5)
+    assert reopen().spend(100, Spent(7)) == Spent(12)
+    assert reopen().spend(101, Spent(1)) == Spent(1)
 
 
 def test_a_clock_that_is_set_back_finds_the_days_sum_again(reopen: Callable[[], Journal]) -> None:
-    assert reopen().spend(20_000, 5) == 5
-    assert reopen().spend(20_365, 7) == 7
-    assert reopen().spent(20_000) == 5
-    assert reopen().spend(20_000, 1) == 6
-    assert reopen().spent(7) == 0
+    assert reopen().spend(20_000, Spent(5)) == Spent(5)
+    assert reopen().spend(20_365, Spent(7)) == Spent(7)
+    assert reopen().spent(20_000) == Spent(5)
+    assert reopen().spend(20_000, Spent(1)) == Spent(6)
+    assert reopen().spent(7) == Spent(0)
 
 
 @pytest.mark.slow
 def test_bytes_of_64_days_are_kept(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
     for day in range(100):
-        journal.spend(day, 1)
+        journal.spend(day, Spent(1))
     assert list(journal.spent_by_day()) == list(range(36, 100))
     journal.close()
 
@@ -133,3 +135,69 @@ def test_looking_at_no_device_is_a_typed_error(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="no device has run here"):
         SqliteJournal(tmp_path, read_only=True)
     assert list(tmp_path.iterdir()) == []
+
+
+FIRST_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE sealed (
+    only INTEGER PRIMARY KEY CHECK (only = 1), record BLOB NOT NULL, payload BLOB NOT NULL
+) STRICT;
+CREATE TABLE history (
+    sequence INTEGER PRIMARY KEY, update_id BLOB NOT NULL, round INTEGER NOT NULL,
+    counted INTEGER NOT NULL, reason TEXT NOT NULL
+) STRICT;
+CREATE TABLE spent (day INTEGER PRIMARY KEY, bytes INTEGER NOT NULL) STRICT;
+INSERT INTO spent VALUES (100, 5);
+PRAGMA user_version=1;
+"""
+
+
+@pytest.fixture
+def of_the_first_schema(tmp_path: Path) -> Path:
+    database = sqlite3.connect(tmp_path / JOURNAL_FILE)
+    database.executescript(FIRST_SCHEMA)
+    database.close()
+    return tmp_path
+
+
+def test_a_journal_of_the_first_schema_keeps_its_bytes_and_gets_the_rest(
+    of_the_first_schema: Path,
+) -> None:
+    journal = SqliteJournal(of_the_first_schema)
+    assert journal.spent(100) == Spent(5)
+    assert journal.spend(100, Spent(1, 2.5, 3.5)) == Spent(6, 2.5, 3.5)
+    journal.close()
+    again = SqliteJournal(of_the_first_schema)
+    assert again.spend(100, Spent(1, 0.5, 0.25)) == Spent(7, 3.0, 3.75)
+    again.close()
+
+
+def test_a_migration_that_is_cut_short_leaves_the_old_journal(
+    of_the_first_schema: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = (*journal_module._MIGRATIONS[:1], journal_module._MIGRATIONS[1] + "NONSENSE;\n")
+    monkeypatch.setattr(journal_module, "_MIGRATIONS", steps)
+    with pytest.raises(JournalError):
+        SqliteJournal(of_the_first_schema)
+    monkeypatch.undo()
+    journal = SqliteJournal(of_the_first_schema)
+    assert journal.spend(100, Spent(1)) == Spent(6)
+    journal.close()
+
+
+def test_a_journal_of_the_first_schema_can_be_read_by_whoever_only_reads(
+    of_the_first_schema: Path,
+) -> None:
+    journal = SqliteJournal(of_the_first_schema, read_only=True)
+    assert (journal.spent(100), journal.spent(101)) == (Spent(5), Spent())
+    assert journal.waits == ""
+    journal.close()
+
+
+def test_why_a_device_waits_is_kept(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    journal.note_waits("quiet_hours")
+    journal.close()
+    journal = SqliteJournal(tmp_path, read_only=True)
+    assert journal.waits == "quiet_hours"
+    journal.close()

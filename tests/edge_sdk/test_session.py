@@ -43,6 +43,7 @@ from edge_sdk.signals import (
     Train,
     Trained,
     TrainingFailed,
+    TurnDown,
 )
 from wire import (
     CancelWake,
@@ -170,6 +171,10 @@ def candidates(s: Session) -> dict[type, tuple[object, ...]]:
         )
         if s.evaluated_version >= 0
         else (ask(s), ask(s, check_in=s.check_in + 1)),
+        TurnDown: (
+            TurnDown(s.check_in, 3, "bytes_too_few"),
+            TurnDown(s.check_in + 1, 3, "bytes_too_few"),
+        ),
         Evaluated: (evaluated(), evaluated(4), evaluated(version=BASE - 1)),
         BaseHeld: (BaseHeld(BASE),),
         BaseMissing: (BaseMissing(BASE),),
@@ -284,6 +289,8 @@ def test_every_target_of_the_table_is_reached_and_no_other() -> None:
         if phase in (Phase.INVITED, Phase.FETCHING):
             lost = () if phase is Phase.INVITED else (BaseMissing(BASE),)
             variants.append(play(idle(), ask(idle()), *lost)[0])
+        if phase is Phase.DECLINED:
+            variants.append(play(idle(), TurnDown(idle().check_in, 1, "bytes_too_few"))[0])
         for change in (LinkDown(), GateClosed("battery_low")):
             variants += [play(s, change)[0] for s in variants]
         for s in variants:
@@ -548,6 +555,18 @@ def test_an_invitation_to_an_earlier_check_in_of_this_boot_counts() -> None:
     first = s.check_in
     s, _ = play(s, Woke(CHECK_IN))
     assert play(s, invite(s, check_in=first))[0].phase is Phase.INVITED
+
+
+def test_what_is_turned_down_is_declined_with_its_reason_and_leads_on_in_time() -> None:
+    s = idle()
+    s, effects = play(s, TurnDown(s.check_in, 7, "bytes_too_few"))
+    (declined,) = sent(effects)
+    assert declined == Declined(check_in=s.check_in, round=7, reason="bytes_too_few")
+    assert WakeAt(CHECK_IN, 100.0 + session.TURN_DOWN_PAUSE_S) in effects
+    s, effects = play(s, GATE)
+    assert (s.phase, effects) == (Phase.DECLINED, [])
+    s, _ = play(s, Woke(CHECK_IN))
+    assert s.phase is Phase.IDLE
 
 
 def test_an_invitation_at_a_closed_gate_is_declined_with_the_reason() -> None:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_sdk import EvalResult, Model, TrainingStoppedError, TrainResult
+from edge_sdk.ladder import Rung
 from edge_sdk.signals import Evaluate, Evaluated, Train, Trained, TrainingFailed
 from edge_sdk.trainer import Stop
 from edge_sdk.work import EvaluationWork, TrainingWork
@@ -308,3 +309,65 @@ def test_an_evaluation_that_was_stopped_says_nothing_of_the_model() -> None:
     work_.stop()
     assert work_.stopped
     assert work_.run() == TrainingFailed(3, "stopped", "")
+
+
+# -- the ladder ------------------------------------------------------------------------------------
+
+LAYERS = Manifest(
+    {"body": np.zeros(20_000, np.float32), "last": np.zeros(400, np.float32)}, head=("last",)
+)
+
+
+def ladder_work(most: int | None, *, codec: str = "ecq_sr", head: bool = True) -> TrainingWork:
+    noise = np.random.Generator(np.random.Philox(1))
+    changed = {
+        name: noise.standard_normal(tensor.shape, np.float32)
+        for name, tensor in LAYERS.tensors.items()
+    }
+    doing = work(lambda _model, _stop: TrainResult(changed, 12), codec=codec)
+    doing.manifest = LAYERS if head else replace(LAYERS, head=())
+    doing.base = dict(LAYERS.tensors)
+    doing.payload_bytes_max = lambda: most
+    return doing
+
+
+def test_an_update_that_fits_the_owners_bytes_is_the_one_that_was_asked_for() -> None:
+    free, bounded = ladder_work(None), ladder_work(10**6)
+    assert isinstance(free.run(), Trained)
+    event = bounded.run()
+    assert isinstance(event, Trained)
+    assert (bounded.payload, bounded.rung) == (free.payload, Rung.FULL)
+    assert "rung" not in event.sealed.metrics
+
+
+@pytest.mark.parametrize("codec", ["ecq_sr", "auto", "auto:3:9000", "ecq", "raw"])
+@pytest.mark.parametrize(
+    ("most", "rung"), [(800, Rung.CHEAPER), (500, Rung.CHEAPER), (300, Rung.HEAD)]
+)
+def test_fewer_bytes_make_a_cheaper_update_and_then_the_head_alone(
+    codec: str, most: int, rung: Rung
+) -> None:
+    doing = ladder_work(most, codec=codec)
+    event = doing.run()
+    assert isinstance(event, Trained)
+    assert len(doing.payload) <= most
+    assert doing.rung is rung
+    assert event.sealed.metrics["rung"] == float(rung)
+    decoded = decode(doing.payload, LAYERS.schema.shared)
+    assert decoded["last"].any()
+    assert decoded["body"].any() == (rung is Rung.CHEAPER)
+    if rung is Rung.HEAD:
+        assert doing.new_residual == {}
+
+
+@pytest.mark.parametrize("most", [0, 100])
+def test_what_fits_in_no_way_is_given_up_with_a_reason(most: int) -> None:
+    event = ladder_work(most).run()
+    assert isinstance(event, TrainingFailed)
+    assert event.reason == "payload_budget"
+
+
+def test_without_a_head_there_is_no_such_rung() -> None:
+    event = ladder_work(300, head=False).run()
+    assert isinstance(event, TrainingFailed)
+    assert event.reason == "payload_budget"

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.models import FileShelf
-from edge_sdk.signals import SealedUpdate
+from edge_sdk.signals import NOTHING, SealedUpdate, Spent
 from fleet.device_disk import DeviceDisk, DiskShelf
 from fleet.disk import Fuse, PowerCutError
 from wire import Manifest, Tensors
@@ -139,8 +139,8 @@ def test_a_full_disk_changes_nothing() -> None:
     shelf.save(1, tensors(1))
     fuse.full = True
     with pytest.raises(OSError, match="no space"):
-        disk.spend(1, 5)
+        disk.spend(1, Spent(5))
     with pytest.raises(OSError, match="no space"):
         shelf.save(2, tensors(2))
-    assert (disk.spent(1), shelf.load(2)) == (0, None)
+    assert (disk.spent(1), shelf.load(2)) == (NOTHING, None)
     assert shelf.load(1) is not None

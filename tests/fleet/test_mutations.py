@@ -22,10 +22,12 @@ from coordinator.releases import Releases
 from coordinator.service import Coordinator
 from coordinator.signals import Commit, Committed, Resume, UpdateArrived
 from coordinator.store import DiskFullError, Store
-from edge_sdk import session
+from edge_sdk import Policy, session
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.journal import MemoryJournal
-from edge_sdk.signals import LinkUp, Trained
+from edge_sdk.policy import judge
+from edge_sdk.signals import NOTHING, LinkUp, Spent, Trained
+from fleet import device_host
 from fleet.nemesis import Mode, try_seed
 from quantization import Accumulator, Portion
 from wire import Persist, Publish, Rule, WakeAt, Woke, chunks, identity
@@ -308,11 +310,20 @@ def budget_forgotten_on_reboot(patch: Patch) -> None:
 def budget_of_a_day_that_a_clock_step_ends(patch: Patch) -> None:
     right = MemoryJournal.spend
 
-    def wrong(self: Any, day: int, spent_bytes: int) -> int:
-        self._spent = {day: self._spent.get(day, 0)}
-        return right(self, day, spent_bytes)
+    def wrong(self: Any, day: int, more: Spent) -> Spent:
+        self._spent = {day: self._spent.get(day, NOTHING)}
+        return right(self, day, more)
 
     patch.setattr(MemoryJournal, "spend", wrong)
+
+
+def training_goes_on_with_its_budget_spent(patch: Patch) -> None:
+    right = judge
+
+    def wrong(policy: Policy, *args: Any, **named: Any) -> Any:
+        return right(replace(policy, training_s_per_day_max=0.0), *args, **named)
+
+    patch.setattr(device_host, "judge", wrong)
 
 
 def releases_fetched_with_a_spent_budget(patch: Patch) -> None:
@@ -458,6 +469,7 @@ MISTAKES: tuple[Callable[[Patch], None], ...] = (
     update_ids_that_are_not_the_rounds,
     budget_forgotten_on_reboot,
     budget_of_a_day_that_a_clock_step_ends,
+    training_goes_on_with_its_budget_spent,
     releases_fetched_with_a_spent_budget,
     timers_left_where_they_were_when_the_clock_was_set,
     damaged_models_taken_for_good,
