@@ -485,7 +485,8 @@ def no_more_work_than_is_allowed(evidence: Evidence) -> None:
     state = evidence.fleet.coordinator.rounds.round
     if state.opened is None or state.opened.mode != "async" or gateway.wall.steps:
         return
-    if len(state.flights) > max(opened.concurrency for _, opened in evidence.rounds.values()):
+    known = [state.opened, *(opened for _, opened in evidence.rounds.values())]
+    if len(state.flights) > max(opened.concurrency for opened in known):
         raise ViolationError("no_more_work_than_is_allowed", f"{len(state.flights)} in flight")
 
 

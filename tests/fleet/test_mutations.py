@@ -377,7 +377,12 @@ def anything_stale_taken(patch: Patch) -> None:
 
 
 def counted_in_the_round_that_asked_for_it(patch: Patch) -> None:
-    patch.setattr(Intake, "_collected_in", lambda _self, number: number)
+    right = Store.store_update
+
+    def wrong(self: Any, update: Any, payload: bytes) -> None:
+        right(self, msgspec.structs.replace(update, collected_in=update.round), payload)
+
+    patch.setattr(Store, "store_update", wrong)
 
 
 def invitations_not_written_down(patch: Patch) -> None:
