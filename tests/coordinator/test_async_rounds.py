@@ -18,6 +18,8 @@ from tests.support.loopback import Loopback
 from wire import Plan, frames
 from wire.messages import Settled
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 ROUNDS = Rounds(mode="async", count=4, cohort=3, quorum=0.5, over_select=1.5, deadline_s=60.0)
 
 

@@ -26,6 +26,8 @@ from coordinator.store import SCHEMA_VERSION
 from tests.support.loopback import Loopback
 from wire import Ed25519, SystemSecrets
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 ROUNDS = Rounds(count=3, cohort=4, quorum=1.0, deadline_s=600.0)
 NOW_S = 1_800_000_000.0
 

@@ -12,6 +12,8 @@ from tests.support.loopback import Loopback
 from wire import Message, frames, topics
 from wire.messages import ComeBackAt
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 ROUNDS = Rounds(count=30, cohort=4, quorum=0.5, deadline_s=60.0)
 
 

@@ -27,6 +27,8 @@ from tests.support.loopback import Loopback
 from wire import Report, SystemSecrets
 from wire.lock import InstanceLock
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 ROUNDS = Rounds(count=3, cohort=2, quorum=1.0, deadline_s=600.0)
 
 

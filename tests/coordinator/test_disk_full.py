@@ -26,6 +26,8 @@ from wire import Report, SystemSecrets, frames, topics
 from wire.errors import DigestMismatchError
 from wire.messages import Declined, Failed, Message, Refused, Settled, UpdateOffer
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 ROUNDS = Rounds(count=3, cohort=4, quorum=1.0, deadline_s=100_000.0)
 
 

@@ -28,6 +28,8 @@ from wire.messages import (
     UploadStatus,
 )
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 MANY = 2_000
 
 

@@ -14,6 +14,8 @@ from coordinator.config import Rounds
 from coordinator.store import SCHEMA_VERSION
 from tests.support.loopback import Loopback
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 # What `coordinator/` of schema 1 wrote: two rounds committed, version 2 released, round 3 open with
 # two updates on disk, tokens, a privacy spend, an incident.
 SCHEMA_1 = Path(__file__).with_name("schema_1.sql").read_text(encoding="utf-8")

@@ -19,6 +19,8 @@ from wire.manifest import TensorSpec
 
 import msgspec  # isort: skip
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 SHAPE = Schema((TensorSpec("layer.weight", (3, 2)), TensorSpec("layer.bias", (2,))))
 ROUNDS = Rounds(count=4, cohort=2, quorum=1.0, deadline_s=60.0)
 

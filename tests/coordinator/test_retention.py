@@ -15,6 +15,8 @@ from tests.support.loopback import Loopback
 from wire import frames, topics, update_id
 from wire.messages import Settled, UpdateOffer
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 DAY = 86_400.0
 LONG = Rounds(count=12, cohort=3, quorum=1.0, deadline_s=600.0)
 

@@ -79,6 +79,7 @@ def test_lost_and_doubled_packets_lose_and_double_no_update(tmp_path: Path, seed
     assert len({(row.round, row.device) for row in counted}) == len(counted)
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_died_between_any_two_packets_settles_what_it_receipted(
     tmp_path: Path,
 ) -> None:

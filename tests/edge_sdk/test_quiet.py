@@ -57,6 +57,7 @@ def test_a_clock_that_stands_still_at_night_holds_a_device_no_longer_than_a_nigh
     assert 60.0 * sum(held) <= 8 * HOUR_S + SLACK_S + 60.0
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 86_399), min_size=288, max_size=288))
 def test_no_clock_can_hold_a_device_for_a_day(says: list[int]) -> None:
     hours = QuietHours(NIGHT)

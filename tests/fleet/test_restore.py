@@ -17,6 +17,8 @@ from fleet.toy import ToyTask
 from fleet.virtual import VirtualFleet
 from fleet.world import World
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 ROUNDS = 6
 
 

@@ -320,6 +320,7 @@ def test_reasons_beyond_the_shades_share_one() -> None:
     assert "not counted: other reasons" in page.texts
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(

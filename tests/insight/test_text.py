@@ -88,6 +88,7 @@ def test_an_abandoned_round_says_why() -> None:
     assert "quorum_not_met" in round_line(record)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.text(), REASONS, FIGURES, COUNTS, st.floats())
 def test_a_round_line_is_one_printable_ascii_line(

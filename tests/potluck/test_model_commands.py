@@ -7,6 +7,8 @@ import pytest
 from potluck.__main__ import main
 from tests.support.http_api import Api
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 
 @pytest.fixture
 def state(tmp_path: Path) -> str:

@@ -10,6 +10,8 @@ from tests.support.http_api import Api
 from tests.support.json_schema import problems
 from wire import RemoteProtocolError, npz, tensors_digest
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 DOCUMENT = document(ROUTES, "1.0")
 READS = [route for route in ROUTES if route.method == "GET" and route.gives is not None]
 

@@ -13,6 +13,8 @@ from coordinator.http import HttpAddress, HttpServer, HttpServerError, _server
 from tests.support.http_api import TOKEN, Api
 from tests.support.processes import ROOT
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 LOCAL = HttpAddress("127.0.0.1", 0)
 
 

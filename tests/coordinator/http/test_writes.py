@@ -7,6 +7,8 @@ from coordinator.http import ROUTES
 from tests.support.http_api import TOKEN, Api
 from wire import RemoteProtocolError
 
+pytestmark = pytest.mark.slow  # each plays a whole federation, or serves one
+
 WRITES = [route.path for route in ROUTES if route.writes]
 
 
