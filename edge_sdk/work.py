@@ -67,23 +67,16 @@ class TrainingWork:
 
     def run(self) -> Trained | TrainingFailed:
         """Evaluate the base on the hold-out, train, clip, encode."""
-        reason, detail = "trainer_failed", ""
         try:
             return self._run()
-        except TrainingStoppedError:
-            reason = "stopped"
-        except MemoryError:
-            reason = "out_of_memory"
         except quantization.PayloadBudgetError as error:
             reason, detail = "payload_budget", str(error)
         except RemoteProtocolError as error:
             # The trainer returned what the wire would refuse: the wire's own word for it.
             reason, detail = error.reason, str(error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code; the app goes on
-            detail = f"{type(error).__name__}: {error}"
-        # Whatever an exception says must pass the wire: text that UTF-8 can carry.
-        detail = detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
-        return TrainingFailed(self.order.round, reason, detail)
+            reason, detail = _blamed(error)
+        return _failed(self.order.round, reason, detail)
 
     def _run(self) -> Trained | TrainingFailed:
         order = self.order
@@ -221,6 +214,22 @@ def _finite(about: Mapping[str, float]) -> dict[str, float]:
     return dict(list(finite.items())[: limits.METRICS_MAX])
 
 
+def _blamed(error: BaseException) -> tuple[str, str]:
+    """The reason and the detail that user code is reported with which raised this."""
+    reason, detail = "trainer_failed", f"{type(error).__name__}: {error}"
+    if isinstance(error, TrainingStoppedError):
+        reason, detail = "stopped", ""
+    elif isinstance(error, MemoryError):
+        reason, detail = "out_of_memory", ""
+    return reason, detail
+
+
+def _failed(round_number: int, reason: str, detail: str) -> TrainingFailed:
+    """Whatever an exception says must pass the wire: text that UTF-8 can carry, and not much."""
+    said = detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
+    return TrainingFailed(round_number, reason, said)
+
+
 @dataclass(slots=True)
 class EvaluationWork:
     """An `Evaluate` effect with everything that it needs."""
@@ -244,17 +253,10 @@ class EvaluationWork:
 
     def run(self) -> Evaluated | TrainingFailed:
         """Evaluate the version on the hold-out."""
-        reason, detail = "trainer_failed", ""
         try:
             return self._run()
-        except TrainingStoppedError:
-            reason = "stopped"
-        except MemoryError:
-            reason = "out_of_memory"
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code; the app goes on
-            detail = f"{type(error).__name__}: {error}"
-        detail = detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
-        return TrainingFailed(self.order.round, reason, detail)
+            return _failed(self.order.round, *_blamed(error))
 
     def _run(self) -> Evaluated | TrainingFailed:
         order = self.order

@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from coordinator import STORE_FILE, Store, StoreError, UpdateRow
+from coordinator import UpdateRow
 from potluck.model_commands import release_record
 from potluck.output import add_json, print_json, when
+from potluck.stores import opened_store
 
 
 def add_commands(commands: Any) -> None:
@@ -24,14 +25,7 @@ def add_commands(commands: Any) -> None:
 
 def run_ledger(arguments: argparse.Namespace) -> int:
     """`potluck ledger`."""
-    path = arguments.state_dir / STORE_FILE
-    if not path.exists():
-        raise StoreError(
-            f"{arguments.state_dir}: no coordinator here; is it the directory that"
-            " `potluck coordinator init` made?"
-        )
-    store = Store(path, read_only=True)
-    try:
+    with opened_store(arguments.state_dir, read_only=True) as store:
         ledger = {
             "updates": [_update(row) for row in store.updates()],
             "releases": [release_record(row) for row in store.releases()],
@@ -44,8 +38,6 @@ def run_ledger(arguments: argparse.Namespace) -> int:
                 for row in store.incidents()
             ],
         }
-    finally:
-        store.close()
     if arguments.json:
         print_json(ledger)
     else:

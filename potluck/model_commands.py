@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator import STORE_FILE, Store, StoreError
 from coordinator.registry import ALIASES, MODELS_DIR, STABLE, Moved, Registry
 from coordinator.store import ReleaseRow, VersionRow
 from potluck.output import add_json, print_json, when
+from potluck.stores import opened_store
 from wire import PotluckError
 
 _DIGEST_CHARS: Final = 12
@@ -92,17 +92,8 @@ def _add_alias(command: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def _registry(state_dir: Path, *, read_only: bool) -> Iterator[Registry]:
-    path = state_dir / STORE_FILE
-    if not path.exists():
-        raise StoreError(
-            f"{state_dir}: no coordinator here; is it the directory that"
-            " `potluck coordinator init` made?"
-        )
-    store = Store(path, read_only=read_only)
-    try:
+    with opened_store(state_dir, read_only=read_only) as store:
         yield Registry(store, state_dir / MODELS_DIR)
-    finally:
-        store.close()
 
 
 def _number(registry: Registry, word: str) -> int:

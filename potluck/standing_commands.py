@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from coordinator import STORE_FILE, Store, StoreError, pardon
+from coordinator import pardon
 from potluck.output import add_json, print_json, when
+from potluck.stores import opened_store
 from wire import PotluckError
 
 
@@ -36,23 +37,10 @@ def add_commands(coordinator: Any) -> None:
     back.set_defaults(run=run_pardon)
 
 
-def _path(state_dir: Path) -> Path:
-    path = state_dir / STORE_FILE
-    if not path.exists():
-        raise StoreError(
-            f"{state_dir}: no coordinator here; is it the directory that"
-            " `potluck coordinator init` made?"
-        )
-    return path
-
-
 def run_audit(arguments: argparse.Namespace) -> int:
     """`potluck coordinator audit`."""
-    store = Store(_path(arguments.state_dir), read_only=True)
-    try:
+    with opened_store(arguments.state_dir, read_only=True) as store:
         lines, quarantined = store.audit(), store.quarantined()
-    finally:
-        store.close()
     if arguments.json:
         rows = [msgspec.to_builtins(line) for line in lines]
         out = [{"device": device, "until": until} for device, until in quarantined.items()]
@@ -73,16 +61,13 @@ def run_audit(arguments: argparse.Namespace) -> int:
 
 def run_pardon(arguments: argparse.Namespace) -> int:
     """`potluck coordinator pardon`."""
-    store = Store(_path(arguments.state_dir))
-    try:
+    with opened_store(arguments.state_dir, read_only=False) as store:
         if arguments.device not in store.devices():
             raise PotluckError(
                 f"{arguments.device}: no such device; `potluck coordinator audit"
                 f" {arguments.state_dir}` names those that were struck"
             )
         before = pardon(store, arguments.device, time.time())
-    finally:
-        store.close()
     quarantined = before.quarantined_until is not None
     if arguments.json:
         print_json(
