@@ -5,7 +5,7 @@ rounds went.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,7 +38,6 @@ class Planner:
         seed: the federation's public seed.
         first_gathering: how many devices to hear before the first round, if they come in time.
         gathering_until_s: when that patience ends, unix seconds.
-        excluded: devices that are not to be invited, whatever they say.
     """
 
     def __init__(
@@ -51,9 +50,7 @@ class Planner:
         seed: int,
         first_gathering: int,
         gathering_until_s: float,
-        excluded: Callable[[str], bool] = lambda _device: False,
     ) -> None:
-        self.excluded = excluded
         self.participation = participation
         self._config = config
         self._leases = leases
@@ -140,7 +137,7 @@ class Planner:
     def eligible(self, now_s: float) -> list[Lease]:
         """Leases that run and meet the federation's conditions."""
         rules = self._config.selection
-        return selection.candidates(self._leases.valid(now_s), rules, self.excluded)
+        return selection.candidates(self._leases.valid(now_s), rules)
 
     def there(self, now_s: float) -> dict[str, int]:
         """How many of them there are of each class."""
@@ -175,7 +172,6 @@ class Planner:
             round_number=round_number,
             now_s=now_s,
             deadline_at_s=deadline_at_s,
-            excluded=self.excluded,
         )
         return selection.select(
             self._leases.valid(now_s), question, self.participation, self._window

@@ -16,10 +16,10 @@ from the paper: utility is also multiplied by the likelihood of finishing, and t
 utilities are clipped is that of the devices that are there, so that a liar gains no more than the
 best of them.
 
-Over whatever a policy prefers lie three rules. A device that was invited sits out `min_separation`
+Over whatever a policy prefers lie two rules. A device that was invited sits out `min_separation`
 rounds, unless a quorum cannot be had without it. A class of devices gets at least
 `participation_floor` of its share of those that are there: seats are reserved for one that is
-behind. And nobody is invited whom `excluded` names.
+behind.
 """
 
 import hashlib
@@ -128,7 +128,6 @@ class Question:
         round_number: enters the draw, so that every round draws anew.
         now_s: unix seconds.
         deadline_at_s: when the round ends, unix seconds.
-        excluded: devices that are not to be asked.
     """
 
     rules: Selection
@@ -139,7 +138,6 @@ class Question:
     round_number: int
     now_s: float
     deadline_at_s: float
-    excluded: Callable[[str], bool] = lambda _device: False
 
 
 def select(
@@ -149,7 +147,7 @@ def select(
     window: FloorWindow,
 ) -> list[Lease]:
     """Choose at most `count` of the eligible leases, those first whom the policy prefers."""
-    eligible = candidates(leases, question.rules, question.excluded)
+    eligible = candidates(leases, question.rules)
     rested: list[Lease] = []
     others: list[Lease] = []
     for lease in sorted(eligible, key=lambda each: each.device):
@@ -171,11 +169,9 @@ def select(
     return _seated(ranked, question, participation, window, by_class(eligible, participation))
 
 
-def candidates(
-    leases: Iterable[Lease], rules: Selection, excluded: Callable[[str], bool]
-) -> list[Lease]:
+def candidates(leases: Iterable[Lease], rules: Selection) -> list[Lease]:
     """Those who may be asked at all."""
-    return [each for each in leases if is_eligible(each, rules) and not excluded(each.device)]
+    return [each for each in leases if is_eligible(each, rules)]
 
 
 def by_class(leases: Iterable[Lease], participation: Participation) -> dict[str, int]:

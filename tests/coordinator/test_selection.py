@@ -99,7 +99,6 @@ def ask(
     round_number: int = 10,
     pasts: Mapping[str, Past] | None = None,
     window: FloorWindow | None = None,
-    excluded: Callable[[str], bool] = lambda _device: False,
     classes: Callable[[str], str] = class_of,
 ) -> list[str]:
     question = Question(
@@ -111,7 +110,6 @@ def ask(
         round_number=round_number,
         now_s=0.0,
         deadline_at_s=50.0,
-        excluded=excluded,
     )
     past = Participation(classes, dict(pasts or {}))
     return [each.device for each in select(leases, question, past, window or FloorWindow())]
@@ -160,14 +158,6 @@ def test_only_the_eligible_are_chosen_each_once_and_as_many_as_there_are(
 )
 def test_conditions_are_met_or_not(each: Lease, rules: Selection, *, expected: bool) -> None:
     assert is_eligible(each, rules) is expected
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_nobody_who_is_excluded_is_ever_chosen(policy: str) -> None:
-    leases = [lease(f"d{n}") for n in range(10)]
-    rules = msgspec.convert({"policy": policy}, Selection)
-    chosen = ask(leases, rules, count=10, needed=10, excluded=lambda device: device in {"d3", "d4"})
-    assert sorted(chosen) == sorted({f"d{n}" for n in range(10)} - {"d3", "d4"})
 
 
 @pytest.mark.parametrize("policy", POLICIES)
