@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wire import Manifest, Plan, Tensors
+from wire import Artefact, Manifest, Plan, Tensors
 from wire.errors import PotluckError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Model:
     version: int
     tensors: Tensors
     path: Path | None = None
-    artefact: bytes | None = None
+    artefact: Artefact | None = None
 
 
 def read_only(tensors: Tensors) -> Tensors:

@@ -7,6 +7,7 @@ the one link to a broker. Floor 0: it imports nothing of potluck.
 
 from typing import TYPE_CHECKING, Any
 
+from wire.artefact import Artefact, ArtefactInfo
 from wire.chunks import Reassembly, chunk_bytes_for, chunk_count
 from wire.effects import CancelWake, Effect, Persist, Publish, Report, WakeAt, Woke
 from wire.errors import (
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Address",
+    "Artefact",
+    "ArtefactInfo",
     "BadCompressionError",
     "BadSignatureError",
     "BrokerAddress",

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from wire import limits
 from wire.errors import NotFiniteError, PotluckError, SchemaMismatchError, TooLargeError
+
+if TYPE_CHECKING:
+    from wire.artefact import Artefact
 
 Part: TypeAlias = Literal["shared", "personal", "frozen"]
 Tensors: TypeAlias = dict[str, NDArray[np.float32]]
@@ -133,7 +136,7 @@ class Manifest:
 
     tensors: Tensors
     parts: Mapping[str, Part] = field(default_factory=dict)
-    artefact: bytes | None = None
+    artefact: "Artefact | None" = None
     flops_per_example: float | None = None
     head: tuple[str, ...] = ()
 

@@ -1,0 +1,81 @@
+"""A trainable `.tflite` file and what both sides agree on about it.
+
+The file is opened by native code that trusts it, so nothing of it is opened before these words
+about it are held against the bytes: their length and hash, the operators in them, the tensors that
+they take and give. `ArtefactInfo` is small, typed and signed with whatever carries it.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from wire import limits
+from wire.errors import DigestMismatchError, TooLargeError
+from wire.manifest import TensorSpec
+
+Loss: TypeAlias = Literal["softmax", "sigmoid", "squared"]
+Dtype: TypeAlias = Literal["float32", "int32"]
+Dimension: TypeAlias = Annotated[int, Meta(ge=1, le=limits.MODEL_PARAMETERS_MAX)]
+Shape: TypeAlias = Annotated[tuple[Dimension, ...], Meta(max_length=limits.TENSOR_RANK_MAX)]
+
+
+class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file is to compute, from inputs that everybody can make: see `edge_sdk.litert`.
+
+    `losses` are those of training steps one after the other, from the task's first parameters,
+    at `learning_rate`, each on a batch drawn with `seed`; `tolerance` is relative.
+    """
+
+    seed: Annotated[int, Meta(ge=0, le=2**53)]
+    learning_rate: Annotated[float, Meta(gt=0.0, le=1e6)]
+    losses: Annotated[tuple[float, ...], Meta(min_length=1, max_length=16)]
+    tolerance: Annotated[float, Meta(gt=0.0, le=0.1)] = 1e-3
+
+
+class ArtefactInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a trainable file is and what it may contain.
+
+    Shapes are of one example, without the batch. `x_values` and `classes` bound integers: ids are
+    `0 ... x_values - 1`, labels `0 ... classes - 1`; 0 where x or y are real numbers. `parameters`
+    are the tensors that `get_parameters` gives and `set_parameters` takes, in the manifest's order.
+    `operators` has (built-in code, version) of each kind of operator in the file, sorted.
+    """
+
+    sha256: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    file_bytes: Annotated[int, Meta(ge=1, le=limits.TRANSFER_BYTES_MAX)]
+    batch: Annotated[int, Meta(ge=1, le=limits.BATCH_MAX)]
+    x_shape: Shape
+    x_dtype: Dtype
+    x_values: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    y_shape: Shape
+    y_dtype: Dtype
+    classes: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    loss: Loss
+    parameters: Annotated[tuple[TensorSpec, ...], Meta(max_length=limits.TENSORS_MAX)]
+    operators: Annotated[tuple[tuple[int, int], ...], Meta(max_length=512)]
+    probe: Probe
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file and the words about it."""
+
+    data: bytes
+    info: ArtefactInfo
+
+    def check(self) -> None:
+        """Raise unless the bytes are those that `info` speaks of.
+
+        Raises:
+            TooLargeError: another length.
+            DigestMismatchError: another hash.
+        """
+        if len(self.data) != self.info.file_bytes:
+            raise TooLargeError(
+                f"the artefact has {len(self.data)} bytes, not {self.info.file_bytes}"
+            )
+        if hashlib.sha256(self.data).digest() != self.info.sha256:
+            raise DigestMismatchError("the artefact is not the file that its manifest names")
