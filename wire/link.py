@@ -11,8 +11,8 @@ One link runs in its own thread (`start`), or is one of thousands in somebody's 
 
 import contextlib
 import ssl
+import time
 import warnings
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from socket import IPPROTO_TCP, TCP_NODELAY
@@ -27,7 +27,6 @@ from paho.mqtt.client import (
     ConnectFlags,
     DisconnectFlags,
     MQTTMessage,
-    MQTTMessageInfo,
 )
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -36,6 +35,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from wire import limits
 from wire.errors import PotluckError
+from wire.window import Window
 
 RECONNECT_S_MIN = 1
 RECONNECT_S_MAX = 60
@@ -157,7 +157,10 @@ class MqttLink:
         self._tls = tls
         self._keepalive_s = keepalive_s
         self._protocol = MQTTProtocolVersion.MQTTv5
-        self._pending: deque[tuple[MQTTMessageInfo, int]] = deque()
+        self._window = Window()
+        # By packet id, in the order of publishing: bytes, and when that was.
+        self._pending: dict[int, tuple[int, float]] = {}
+        self._taken_early: set[int] = set()
         self._pending_bytes = 0
         self._pending_lock = Lock()  # whoever publishes, and paho's own thread
         self._closed_early = 0
@@ -289,29 +292,32 @@ class MqttLink:
             return
         size = publish_packet_bytes(topic, len(payload), mqtt5=self._mqtt5)
         with self._pending_lock:
-            self._pending.append((info, size))
-            self._pending_bytes += size
-            self._forget_acknowledged()
+            if info.mid in self._taken_early:
+                self._taken_early.discard(info.mid)  # the broker was quicker than this thread
+            else:
+                self._pending[info.mid] = (size, time.monotonic())
+                self._pending_bytes += size
         self.traffic.sent_bytes += size
         self.traffic.sent_packets += 1
+
+    def room(self, most: int) -> int:
+        """How many more publications the link can use now, if `most` may be under way at once.
+
+        Never so many that the broker would not take them, and fewer while it takes them slowly:
+        see `wire.window`. `on_taken` says when to look again.
+        """
+        with self._pending_lock:
+            return max(min(most, self._window.size) - len(self._pending), 0)
 
     @property
     def in_flight(self) -> int:
         """How many publications the broker has not acknowledged yet."""
-        with self._pending_lock:
-            self._forget_acknowledged()
-            return len(self._pending)
+        return len(self._pending)
 
     @property
     def in_flight_bytes(self) -> int:
         """How many bytes of packets wait in memory, until the broker has acknowledged them."""
-        with self._pending_lock:
-            self._forget_acknowledged()
-            return self._pending_bytes
-
-    def _forget_acknowledged(self) -> None:
-        while self._pending and _is_acknowledged(self._pending[0][0]):
-            self._pending_bytes -= self._pending.popleft()[1]
+        return self._pending_bytes
 
     # -- paho's callbacks --------------------------------------------------------------------
 
@@ -336,6 +342,8 @@ class MqttLink:
         client._max_inflight_messages = min(  # noqa: SLF001 - CONNACK comes with the connection
             limits.CHUNKS_IN_FLIGHT_MAX, inflight or limits.CHUNKS_IN_FLIGHT_MAX
         )
+        self._forget_pending()  # what somebody published while the last connection went
+        self._window.allow(inflight or limits.CHUNKS_IN_FLIGHT_MAX)
         _result, mid = client.subscribe([(topic, 1) for topic in self._subscriptions])
         self._subscribing = {mid} if mid is not None else set()
 
@@ -407,23 +415,37 @@ class MqttLink:
         """
         client.drop_out_messages()
         with self._pending_lock:
-            self._forget_acknowledged()
             # Only a window of them can have left; the others were counted and never sent.
-            for _info, size in list(self._pending)[limits.CHUNKS_IN_FLIGHT_MAX :]:
+            for size, _sent_s in list(self._pending.values())[limits.CHUNKS_IN_FLIGHT_MAX :]:
                 self.traffic.sent_bytes -= size
                 self.traffic.sent_packets -= 1
+            if self._pending:
+                self._window.lost()
+        self._forget_pending()
+
+    def _forget_pending(self) -> None:
+        with self._pending_lock:
             self._pending.clear()
+            self._taken_early.clear()
             self._pending_bytes = 0
 
     def _published(
         self,
         _client: Client,
         _userdata: Any,
-        _mid: int,
+        mid: int,
         _reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
         self.traffic.received_bytes += _PUBACK_BYTES
+        with self._pending_lock:
+            under_way = len(self._pending)
+            size, sent_s = self._pending.pop(mid, (0, None))
+            self._pending_bytes -= size
+            if sent_s is None:
+                self._taken_early.add(mid)
+            else:
+                self._window.taken(time.monotonic() - sent_s, under_way)
         self._on_taken()
 
     def _received(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
@@ -433,13 +455,6 @@ class MqttLink:
         self.traffic.received_packets += 1
         self.traffic.sent_bytes += _PUBACK_BYTES
         self._on_message_cb(message.topic, bytes(message.payload))
-
-
-def _is_acknowledged(info: MQTTMessageInfo) -> bool:
-    try:
-        return info.is_published()
-    except (ValueError, RuntimeError):  # it was refused when it was queued: it is not under way
-        return True
 
 
 def _set_nodelay(_client: Client, _userdata: Any, sock: Any) -> None:
