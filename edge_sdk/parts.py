@@ -94,9 +94,13 @@ class PartFiles:
             path.unlink(missing_ok=True)
         written = msgspec.msgpack.encode(offer)
         part = PartFile(self._file(offer.version), offer, _HEADER.size + len(written))
-        with part.path.open("wb") as file:
-            file.write(_HEADER.pack(_MAGIC, len(written), zlib.crc32(written)) + written)
-            file.truncate(part.size_bytes)
+        try:
+            with part.path.open("wb") as file:
+                file.write(_HEADER.pack(_MAGIC, len(written), zlib.crc32(written)) + written)
+                file.truncate(part.size_bytes)
+        except OSError:
+            part.release()
+            raise
         return part
 
     def find(self, version: int) -> "tuple[ModelOffer, PartFile] | None":

@@ -213,9 +213,13 @@ class DiskParts:
         self.parts.pop(offer.version, None)
         for version in list(self.parts)[: max(len(self.parts) + 1 - PARTS_MAX, 0)]:
             del self.parts[version]
-        part = DiskPart(offer, self)
-        self.parts[offer.version] = part
-        self.write(lambda: setattr(part, "whole_offer", True))
+        part = self.parts[offer.version] = DiskPart(offer, self)
+        try:
+            self.write(lambda: None)
+        except OSError:
+            del self.parts[offer.version]
+            raise
+        part.whole_offer = True
         return part
 
     def find(self, version: int) -> tuple[ModelOffer, DiskPart] | None:
