@@ -93,7 +93,14 @@ def _one_run(cut: float, hidden: int) -> dict[str, Any]:
             _start(directory, "enroll", "state", "-n", "1", "-o", "tokens").wait()
             state = ("--state-dir", "state", "--broker", broker.url)
             start("coordinator", "run", "federation.toml", *state)
-            device = ("--token-file", "tokens", "--task", "large_task:task", "--state-dir", "device")
+            device = (
+                "--token-file",
+                "tokens",
+                "--task",
+                "large_task:task",
+                "--state-dir",
+                "device",
+            )
             first = start("device", "run", *device)
             if not relay.was_cut.wait(_PATIENCE_S):
                 raise TimeoutError("the device has not sent enough for a cut")

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from socket import IPPROTO_TCP, TCP_NODELAY
+from socket import IPPROTO_TCP, TCP_NODELAY, gaierror
 from socket import socket as Socket  # noqa: N812 - the class, beside the method of that name
 from threading import Lock, Thread
 from typing import Any
@@ -48,6 +48,10 @@ _LABEL_CHARS_MAX = 63
 
 class BrokerAddressError(PotluckError):
     """A broker URL that cannot be used; the text says what one looks like."""
+
+
+class BrokerTrustError(PotluckError):
+    """A CA, certificate or key that cannot be used; the text says which file and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,43 @@ class Traffic:
     received_packets: int = 0
 
 
+def why_not(address: BrokerAddress, error: OSError | None) -> str:
+    """Why there is no connection to a broker, in one line for whoever has to put it right."""
+    where = f"{address.host}:{address.port}"
+    match error:
+        case ssl.SSLCertVerificationError():
+            said = error.verify_message.rstrip(".")
+            return (
+                f"the broker at {where} is not trusted: {said}; its certificate has to be of the"
+                " federation's CA, for this name and for today"
+            )
+        case ssl.SSLError():
+            return f"no TLS with {where}: {error.reason or error}; is it a port for mqtts://?"
+        case gaierror():
+            return f"no broker at {where}: nobody knows a host of that name"
+        case ConnectionRefusedError():
+            return f"no broker at {where}: nothing listens there"
+        case TimeoutError():
+            return f"no broker at {where}: no answer"
+        case _:
+            said = "" if error is None else f": {error.strerror or error}"
+            return f"no broker at {where}{said}"
+
+
+class _Client(Client):
+    """paho's client, which does not say why it could not connect."""
+
+    failure: OSError | None = None
+
+    def reconnect(self) -> MQTTErrorCode:
+        """Connect; what went wrong is kept for `on_connect_fail`."""
+        try:
+            return super().reconnect()
+        except OSError as error:
+            self.failure = error
+            raise
+
+
 def publish_packet_bytes(topic: str, payload_bytes: int, *, mqtt5: bool) -> int:
     """Size of a QoS 1 PUBLISH packet (MQTT 5.0, section 3.3; 3.1.1 has no property length)."""
     remaining = 2 + len(topic.encode()) + 2 + (1 if mqtt5 else 0) + payload_bytes
@@ -122,8 +163,13 @@ class MqttLink:
         will: makes the last will's (topic, payload) at each connect, or None for none.
         packet_bytes_max: this side's own packet limit.
         tls: needed for `mqtts://`.
+        keepalive_s: how long both sides may be silent before they ask.
         on_taken: called whenever the broker has acknowledged a publication, in the middle of
             paho's own work: it must neither wait nor publish.
+
+    Raises:
+        BrokerAddressError: `mqtts://` without a CA.
+        BrokerTrustError: a file of `tls` cannot be used.
     """
 
     def __init__(
@@ -172,8 +218,8 @@ class MqttLink:
 
     # -- making the client -------------------------------------------------------------------
 
-    def _make_client(self) -> Client:
-        client = Client(
+    def _make_client(self) -> _Client:
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=self._protocol,
@@ -190,12 +236,19 @@ class MqttLink:
         client.on_message = self._received
         client.on_socket_open = _set_nodelay
         if self._tls is not None and self._address.tls:
-            client.tls_set(
-                ca_certs=self._tls.ca,
-                certfile=self._tls.certificate,
-                keyfile=self._tls.key,
-                tls_version=ssl.PROTOCOL_TLS_CLIENT,
-            )
+            try:
+                client.tls_set(
+                    ca_certs=self._tls.ca,
+                    certfile=self._tls.certificate,
+                    keyfile=self._tls.key,
+                    tls_version=ssl.PROTOCOL_TLS_CLIENT,
+                )
+            except (OSError, ValueError) as error:
+                files = [f for f in (self._tls.ca, self._tls.certificate, self._tls.key) if f]
+                raise BrokerTrustError(
+                    f"{', '.join(files)}: {error}; they have to be PEM files, of a CA, of this"
+                    " side's certificate and of its key"
+                ) from error
         if self._will is not None:
             topic, payload = self._will()
             client.will_set(topic, payload, qos=1)
@@ -365,8 +418,8 @@ class MqttLink:
         self.up = True
         self._on_up(self._allowed_bytes)
 
-    def _connect_failed(self, _client: Client, _userdata: Any) -> None:
-        self._on_down(f"no broker at {self._address.host}:{self._address.port}")
+    def _connect_failed(self, client: Client, _userdata: Any) -> None:
+        self._on_down(why_not(self._address, getattr(client, "failure", None)))
 
     def _disconnected(
         self,
@@ -384,6 +437,8 @@ class MqttLink:
             # Some brokers do not answer a version that they do not know: they hang up.
             self._closed_early += 1
             if self._closed_early >= _HANG_UPS_MAX:
+                where = f"{self._address.host}:{self._address.port}"
+                self._on_down(f"the broker at {where} hangs up before it takes the connection")
                 self._speak_another()
 
     def _speak_another(self) -> None:
