@@ -24,12 +24,14 @@ class Relay:
     Args:
         port: of the broker, on loopback.
         cut_at_bytes: cut when devices have sent so many, None for never.
+        cut_at_received_bytes: cut when they have been sent so many, None for never.
         mqtt5: whether connections of MQTT 5 are let through; else they are refused as a broker
             of 3.1.1 does.
-        bytes_per_s: what passes from devices to the broker at the most, None for no bound.
+        bytes_per_s: what passes each way at the most, None for no bound.
 
     Attributes:
         sent_bytes: what devices have written, all connections together.
+        received_bytes: what was written to them.
         connections: how many there have been.
     """
 
@@ -38,14 +40,17 @@ class Relay:
         port: int,
         *,
         cut_at_bytes: int | None = None,
+        cut_at_received_bytes: int | None = None,
         mqtt5: bool = True,
         bytes_per_s: float | None = None,
     ) -> None:
         self.sent_bytes = 0
+        self.received_bytes = 0
         self.connections = 0
         self.was_cut = threading.Event()
         self._broker_port = port
         self._cut_at_bytes = cut_at_bytes
+        self._cut_at_received_bytes = cut_at_received_bytes
         self._mqtt5 = mqtt5
         self._bytes_per_s = bytes_per_s
         self._source = HOST
@@ -80,6 +85,12 @@ class Relay:
         self._source, self._cut_at_bytes = source, cut_at_bytes
         self._is_cut = False
         self.was_cut.clear()
+
+    def redirect(self, port: int) -> None:
+        """Connections from now on go to another broker; those that are there break."""
+        self.cut()
+        self._broker_port = port
+        self.mend(source=self._source)
 
     def close(self) -> None:
         """End."""
@@ -129,8 +140,7 @@ class Relay:
                     device.sendall(_REFUSED_VERSION)
                     break
                 first = False
-                if self._bytes_per_s is not None:
-                    time.sleep(len(data) / self._bytes_per_s)
+                self._take_time(data)
                 if self._cut_at_bytes is not None and self.sent_bytes >= self._cut_at_bytes:
                     self._cut_at_bytes = None
                     self.cut()
@@ -139,10 +149,20 @@ class Relay:
         with contextlib.suppress(OSError):
             broker.shutdown(socket.SHUT_RDWR)
 
+    def _take_time(self, data: bytes) -> None:
+        if self._bytes_per_s is not None:
+            time.sleep(len(data) / self._bytes_per_s)
+
     def _down(self, device: socket.socket, broker: socket.socket) -> None:
         with contextlib.suppress(OSError), broker:
             while data := broker.recv(_READ_BYTES):
+                self._take_time(data)
                 device.sendall(data)
+                self.received_bytes += len(data)
+                at = self._cut_at_received_bytes
+                if at is not None and self.received_bytes >= at:
+                    self._cut_at_received_bytes = None
+                    self.cut()
         with contextlib.suppress(OSError):
             device.shutdown(socket.SHUT_WR)
 

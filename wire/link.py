@@ -40,6 +40,8 @@ from wire.window import Window
 RECONNECT_S_MIN = 1
 RECONNECT_S_MAX = 60
 KEEPALIVE_S = 60
+# A slow link, and a small processor on the other side; `stop` waits for no longer.
+HANDSHAKE_S = 10.0
 _UNSUPPORTED_VERSION = 132  # MQTT 5 reason code, which paho also gives for 3.1.1's code 1
 _PUBACK_BYTES = 4
 _HANG_UPS_MAX = 2
@@ -106,7 +108,7 @@ class Traffic:
     received_packets: int = 0
 
 
-def why_not(address: BrokerAddress, error: OSError | None) -> str:
+def why_not(address: BrokerAddress, error: OSError) -> str:
     """Why there is no connection to a broker, in one line for whoever has to put it right."""
     where = f"{address.host}:{address.port}"
     match error:
@@ -117,7 +119,7 @@ def why_not(address: BrokerAddress, error: OSError | None) -> str:
                 " federation's CA, for this name and for today"
             )
         case ssl.SSLError():
-            return f"no TLS with {where}: {error.reason or error}; is it a port for mqtts://?"
+            return f"no TLS with {where}: {error}; is it a port for mqtts://?"
         case gaierror():
             return f"no broker at {where}: nobody knows a host of that name"
         case ConnectionRefusedError():
@@ -125,22 +127,35 @@ def why_not(address: BrokerAddress, error: OSError | None) -> str:
         case TimeoutError():
             return f"no broker at {where}: no answer"
         case _:
-            said = "" if error is None else f": {error.strerror or error}"
-            return f"no broker at {where}{said}"
+            return f"no broker at {where}: {error.strerror or error}"
 
 
 class _Client(Client):
-    """paho's client, which does not say why it could not connect."""
+    """paho's client, but that it says why it could not connect and leaves no socket behind."""
 
-    failure: OSError | None = None
+    address: BrokerAddress
+    failure = ""
 
     def reconnect(self) -> MQTTErrorCode:
-        """Connect; what went wrong is kept for `on_connect_fail`."""
+        """Connect; what went wrong is kept for `on_connect_fail`, in words."""
         try:
             return super().reconnect()
         except OSError as error:
-            self.failure = error
+            self.failure = why_not(self.address, error)
             raise
+
+    def _ssl_wrap_socket(self, tcp_sock: Socket) -> ssl.SSLSocket:
+        context: Any = self._ssl_context
+        tls: ssl.SSLSocket = context.wrap_socket(
+            tcp_sock, server_hostname=self.address.host, do_handshake_on_connect=False
+        )
+        try:
+            tls.settimeout(HANDSHAKE_S)
+            tls.do_handshake()
+        except OSError:
+            tls.close()
+            raise
+        return tls
 
 
 def publish_packet_bytes(topic: str, payload_bytes: int, *, mqtt5: bool) -> int:
@@ -226,6 +241,7 @@ class MqttLink:
             clean_session=None if self._mqtt5 else True,
             reconnect_on_failure=True,
         )
+        client.address = self._address
         client.max_inflight_messages_set(limits.CHUNKS_IN_FLIGHT_MAX)
         client.reconnect_delay_set(RECONNECT_S_MIN, RECONNECT_S_MAX)
         client.on_connect = self._connected
@@ -419,7 +435,7 @@ class MqttLink:
         self._on_up(self._allowed_bytes)
 
     def _connect_failed(self, client: Client, _userdata: Any) -> None:
-        self._on_down(why_not(self._address, getattr(client, "failure", None)))
+        self._on_down(str(getattr(client, "failure", "")))
 
     def _disconnected(
         self,

@@ -54,7 +54,8 @@ class Federated:
     Args:
         directory: for everybody's state.
         broker: the coordinator's URL.
-        devices: how many tokens there are; all of them are a cohort.
+        devices: how many tokens there are.
+        cohort: how many take part in a round; 0 is all of them.
         rounds: how many.
         task: the task object.
         codec: both ways.
@@ -69,6 +70,7 @@ class Federated:
         broker: str,
         *,
         devices: int = 2,
+        cohort: int = 0,
         rounds: int = 2,
         task: Any = None,
         codec: str = "auto",
@@ -87,7 +89,7 @@ class Federated:
         self._broker, self._device_broker, self._ca = broker, device_broker or broker, ca
         self._config = FederationConfig(
             federation=Federation(name="toy"),
-            rounds=Rounds(count=rounds, cohort=devices, quorum=1.0, deadline_s=120.0),
+            rounds=Rounds(count=rounds, cohort=cohort or devices, quorum=1.0, deadline_s=120.0),
             uplink=Uplink(codec=codec),
             downlink=Downlink(codec=codec),
             broker=Broker(packet_bytes_max=packet_bytes_max),
@@ -124,7 +126,7 @@ class Federated:
         finally:
             gateway.stop()
 
-    def device(self, number: int, **options: Any) -> Device:
+    def device(self, number: int, *, enrol_s: float = 30.0, **options: Any) -> Device:
         """A device in its own directory, enrolled; the same one again after a reboot."""
         said = self.said.setdefault(number, [])
         device = Device(
@@ -134,7 +136,7 @@ class Federated:
             on_report=said.append,
             **options,
         )
-        device.enroll(self.directory / "tokens")
+        device.enroll(self.directory / "tokens", timeout_s=enrol_s)
         self.devices.append(device)
         return device
 
