@@ -248,7 +248,7 @@ class DiskParts:
     def lose_unwritten(self) -> None:
         """Power is cut: of what the system had not yet written, every other chunk is gone."""
         for part in self.parts.values():
-            for index in sorted(part.chunks)[:: 2 - self._fuse.effects % 2]:
+            for index in sorted(part.chunks)[self._fuse.effects % 2 :: 2]:
                 del part.chunks[index]
 
     def damage(self) -> None:
