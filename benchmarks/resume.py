@@ -58,7 +58,7 @@ codec = "raw"
 """
 
 
-def resume_table(*, quick: bool = False, hidden: int = HIDDEN_8_MB) -> dict[str, Any]:
+def resume_table(quick: bool = False, *, hidden: int = HIDDEN_8_MB) -> dict[str, Any]:  # noqa: FBT001, FBT002 - `potluck bench` hands it on
     """Cut an upload, reboot, resume; the worst of all cuts.
 
     Args:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import quantization
 from edge_sdk.parts import PartStore, SpoiledPartError
 from edge_sdk.reasons import Reason
-from wire import Reassembly, Schema, Tensors, chunk_count, limits, tensors_digest
+from wire import Reassembly, Report, Schema, Tensors, chunk_count, limits, tensors_digest
 from wire.chunks import MemoryRoom, Room
 from wire.errors import DigestMismatchError, RemoteProtocolError
 from wire.messages import Chunk, FetchRequest, ModelOffer
@@ -179,11 +179,11 @@ class Downloads:
     Args:
         schema: of the tensors that travel.
         parts: where they are put together; None is memory, and a reboot loses them.
-        note: told what is worth counting: a word, and the details.
+        note: told what is worth counting.
     """
 
     def __init__(
-        self, schema: Schema, parts: PartStore | None, note: Callable[[str, str], None]
+        self, schema: Schema, parts: PartStore | None, note: Callable[[Report], None]
     ) -> None:
         self._schema = schema
         self._parts = parts
@@ -208,10 +208,11 @@ class Downloads:
             try:
                 chunks = download.resume()
             except SpoiledPartError as error:
-                self._note("part_spoiled", str(error))
+                self._note(Report("part_spoiled", str(error)))
             else:
                 if chunks:
-                    self._note("part_resumed", f"version {version}: {chunks} chunks are here")
+                    here = f"version {version}: {chunks} chunks are here"
+                    self._note(Report("part_resumed", here))
         return download
 
     def from_nothing(self, version: int, digest: bytes) -> Download:
@@ -238,7 +239,7 @@ class Downloads:
                     download.announce(message)
             except OSError as error:
                 download.discard()
-                self._note(Reason.DISK_FAILED, f"version {download.version}: {error}")
+                self._note(Report("disk_failed", f"version {download.version}: {error}"))
                 yield download, Reason.DISK_FAILED
 
     def drop(self, version: int) -> None:

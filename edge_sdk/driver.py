@@ -441,7 +441,7 @@ class DeviceDriver:
         try:
             tensors = download.tensors(self._load(download.have_version) or {})
         except OSError as error:
-            self._note(Reason.DISK_FAILED, str(error))
+            self._note(Report("disk_failed", f"version {download.version}: {error}"))
             download.discard()
             self._fail_download(download.version, Reason.DISK_FAILED, now_s)
             return
@@ -525,9 +525,9 @@ class DeviceDriver:
         wanted = None if self._adopting is None else self._adopting.version
         self._downloads.drop_others(wanted)
 
-    def _note(self, word: str, detail: str) -> None:
-        self.incidents[word] += 1
-        self._observe(Report(word, detail))
+    def _note(self, report: Report) -> None:
+        self.incidents[report.what] += 1
+        self._observe(report)
 
     def _count_incident(self, error: RemoteProtocolError) -> None:
         self.incidents[error.reason] += 1

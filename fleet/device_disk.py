@@ -192,7 +192,7 @@ class DiskParts:
     """What has arrived of a device's downloads, as `edge_sdk.parts.PartFiles` keeps it.
 
     Attributes:
-        parts: by version, the one that was begun first standing first.
+        parts: by version.
         resumed: how many chunks were found again, by those that looked.
     """
 
@@ -211,7 +211,7 @@ class DiskParts:
     def begin(self, offer: ModelOffer) -> DiskPart:
         """Room for an offer's payload, instead of what there was of that version."""
         self.parts.pop(offer.version, None)
-        for version in list(self.parts)[: max(len(self.parts) + 1 - PARTS_MAX, 0)]:
+        for version in sorted(self.parts)[: max(len(self.parts) + 1 - PARTS_MAX, 0)]:
             del self.parts[version]
         part = self.parts[offer.version] = DiskPart(offer, self)
         try:

@@ -138,7 +138,7 @@ def test_a_full_disk_ends_the_download_with_its_reason_and_gives_its_room_back(
 ) -> None:
     noted: Counter[str] = Counter()
     downloads = Downloads(
-        models.schema, PartFiles(tmp_path), lambda word, _detail: noted.update([word])
+        models.schema, PartFiles(tmp_path), lambda report: noted.update([report.what])
     )
     down = downloads.want(0, models.digest, lambda: -1)
     sender = Sender(models)
@@ -160,7 +160,7 @@ def test_a_spoiled_part_is_counted_and_the_download_begins(tmp_path: Path, model
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:-1])
     downloads = Downloads(
-        models.schema, PartFiles(tmp_path), lambda word, _detail: noted.update([word])
+        models.schema, PartFiles(tmp_path), lambda report: noted.update([report.what])
     )
     down = downloads.want(0, models.digest, lambda: -1)
     assert noted == {"part_spoiled": 1}
