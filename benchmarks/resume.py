@@ -27,6 +27,8 @@ CUTS: Final = (0.25, 0.5, 0.9)
 _QUICK_CUTS: Final = (0.5,)
 # 11 values for each hidden unit: 8 in, 2 out, and one of bias.
 HIDDEN_8_MB: Final = 190_650
+# A good mobile network: what is under way fills the window, which is what a cut loses.
+LINK_BYTES_PER_S: Final = 2e6
 _PATIENCE_S: Final = 120.0
 _TASK: Final = """
 import numpy as np
@@ -81,7 +83,9 @@ def _one_run(cut: float, hidden: int) -> dict[str, Any]:
         directory = Path(name)
         (directory / "large_task.py").write_text(_TASK.format(hidden=hidden))
         (directory / "federation.toml").write_text(_FEDERATION)
-        relay = Relay(broker.port, cut_at_bytes=int(cut * 44 * hidden))
+        relay = Relay(
+            broker.port, cut_at_bytes=int(cut * 44 * hidden), bytes_per_s=LINK_BYTES_PER_S
+        )
         running: list[subprocess.Popen[bytes]] = []
 
         def start(*arguments: str) -> subprocess.Popen[bytes]:
