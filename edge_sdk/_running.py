@@ -58,6 +58,7 @@ class Running:
         self._closing = threading.Event()
         self._training: threading.Thread | None = None
         self._leave_at_s: float | None = None
+        self._room_said = False
         self._refused: list[Work] = []
         self._policy = policy
         self.gatekeeper = Gatekeeper(
@@ -84,6 +85,13 @@ class Running:
                 self._inbox.put(action, timeout=_WAIT_S_MAX)
                 return
 
+    def taken(self) -> None:
+        """The broker has room: wake the loop if an upload waits for that, and never wait here."""
+        if self.driver.has_more_to_send and not self._room_said:
+            self._room_said = True
+            with contextlib.suppress(queue.Full):  # then the loop is awake, and looks by itself
+                self._inbox.put_nowait(lambda _r: None)
+
     def link_up(self, packet_bytes_max: int) -> None:
         """The link is up."""
         if self._down_said:
@@ -104,6 +112,10 @@ class Running:
     def publish(self, topic: str, payload: bytes) -> None:
         """Send."""
         self.link.publish(topic, payload)
+
+    def room(self, most: int) -> int:
+        """How many more chunks the link can use."""
+        return self.link.room(most)
 
     def start_work(self, work: Work) -> None:
         """Train or evaluate on a thread of its own."""
@@ -152,6 +164,8 @@ class Running:
             failed = TrainingFailed(work.order.round, "still_stopping")
             self.driver.work_done(work, failed, now_s)
         self.driver.wake(now_s)
+        self._room_said = False
+        self.driver.send_more(now_s)
         due = self.driver.next_wake_s
         look_s = self.gatekeeper.due_s
         wait_s = min(look_s, look_s if due is None else due) - time.monotonic()

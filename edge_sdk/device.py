@@ -19,6 +19,7 @@ from edge_sdk.enrolment import CA_FILE, EnrolmentError, enrol, tls_files
 from edge_sdk.example_store import ExampleStore, ExampleStoreError
 from edge_sdk.journal import JOURNAL_FILE, Enrolment, SqliteJournal
 from edge_sdk.models import FileShelf
+from edge_sdk.parts import PartFiles
 from edge_sdk.policy import SECONDS_PER_DAY, Policy, Source, conditions_from, sense
 from edge_sdk.session import Phase
 from edge_sdk.signals import ForgetUpdate
@@ -368,6 +369,8 @@ class Device:
             observe=self._observe,
             device_class=self._device_class,
             means=running.gatekeeper.means,
+            parts=PartFiles(self.state_dir / _MODELS),
+            room=running.room,
         )
         address = BrokerAddress.parse(self._broker or enrolment.broker)
         running.link = MqttLink(
@@ -379,6 +382,7 @@ class Device:
             on_down=running.link_down,
             will=running.driver.will,
             tls=tls_files(address, enrolment.ca, self.state_dir),
+            on_taken=running.taken,
         )
         return running
 

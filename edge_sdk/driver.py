@@ -13,10 +13,13 @@ from collections.abc import Callable
 
 import quantization
 from edge_sdk import session as machine
-from edge_sdk.download import Download, digest_of
+from edge_sdk.download import Download, Downloads, digest_of
 from edge_sdk.journal import Enrolment, Journal
 from edge_sdk.ladder import Costs, Means, Room, Rung, allowed, uplink
 from edge_sdk.models import ModelShelf
+from edge_sdk.outbox import Outbox
+from edge_sdk.parts import PartStore
+from edge_sdk.reasons import Reason
 from edge_sdk.signals import (
     Adopt,
     Adopted,
@@ -65,11 +68,9 @@ from wire import (
     WakeAt,
     Woke,
     chunk_bytes_for,
-    chunk_count,
     frames,
     topics,
 )
-from wire.chunks import missing, split
 from wire.messages import (
     Chunk,
     EvaluateInvite,
@@ -79,11 +80,17 @@ from wire.messages import (
     Leave,
     Message,
     ModelOffer,
+    Receipt,
     Refused,
     Release,
     Revoked,
+    UpdateOffer,
 )
 from wire.topics import Address
+
+
+def _all(most: int) -> int:
+    return most
 
 
 class DeviceDriver:
@@ -102,6 +109,9 @@ class DeviceDriver:
         observe: told every `Report`.
         device_class: a class of `device_profiles`, or "unknown".
         means: what is left of the day's budgets, from any thread.
+        parts: where downloads are put together; None is memory, and a reboot loses them.
+        room: how many more chunks the link can use now, if so many may be under way; where nobody
+            says, everything is sent at once.
     """
 
     def __init__(
@@ -119,6 +129,8 @@ class DeviceDriver:
         observe: Callable[[Report], None],
         device_class: str = "unknown",
         means: Callable[[], Means] = Means,
+        parts: PartStore | None = None,
+        room: Callable[[int], int] = _all,
     ) -> None:
         self.manifest = manifest
         self.schema = manifest.schema.shared
@@ -134,13 +146,15 @@ class DeviceDriver:
         self._start_work = start_work
         self._observe = observe
         self._means = means
+        self._room = room
+        self._outbox = Outbox()
         self._last_fetch_bytes = 0
         self._up = Address(enrolment.federation, enrolment.device, "up")
         self._down = Address(enrolment.federation, enrolment.device, "down")
         self._first = {spec.name: manifest.tensors[spec.name] for spec in self.schema.tensors}
         self._work: Work | None = None
         self._trained: TrainingWork | None = None
-        self._downloads: dict[int, Download] = {}
+        self._downloads = Downloads(self.schema, parts, self._note)
         self._adopting: Adopt | None = None
         self._events: deque[object] = deque()
         self._logged: set[str] = set()
@@ -188,6 +202,7 @@ class DeviceDriver:
 
     def on_link_down(self, now_s: float) -> None:
         """The broker is gone."""
+        self._outbox.link_lost()
         self._step(LinkDown(), now_s)
 
     def on_gate(self, gate: GateOpened | GateClosed, now_s: float) -> None:
@@ -200,6 +215,25 @@ class DeviceDriver:
             if self.timers.get(timer, now_s + 1.0) <= now_s:
                 del self.timers[timer]
                 self._step(Woke(timer), now_s)
+
+    @property
+    def has_more_to_send(self) -> bool:
+        """Whether `send_more` is to be called when the broker has taken something."""
+        return self._outbox.waits
+
+    def send_more(self, now_s: float) -> None:
+        """Publish chunks of the sealed update while the link can use them."""
+        outbox = self._outbox
+        moved = False
+        while outbox.waits and self._room(outbox.under_way_max) > 0:
+            start = outbox.take() * outbox.chunk_bytes
+            data = self._journal.sealed_slice(outbox.update_id, start, outbox.chunk_bytes)
+            if not data:
+                raise LocalProtocolError("the journal has lost a sealed update")
+            self._send(Chunk(outbox.update_id, start // outbox.chunk_bytes, data))
+            moved = True
+        if moved:
+            self._be_patient(machine.OFFER_AGAIN, outbox.under_way_bytes_max, now_s)
 
     def work_done(self, work: Work, event: WorkDone, now_s: float) -> None:
         """Work that `start_work` was given is over; what was stopped meanwhile is ignored."""
@@ -229,26 +263,32 @@ class DeviceDriver:
 
     def _on_message(self, message: Message, now_s: float) -> None:
         match message:
-            case ModelOffer():
-                download = self._downloads.get(message.version)
-                if download is not None:
-                    download.announce(message)
-                    self._last_fetch_bytes = message.payload_bytes
-                    self._be_patient(message.chunk_bytes, now_s)
-            case Chunk():
-                self._be_patient(len(message.data), now_s)
-                for download in tuple(self._downloads.values()):
-                    if download.add(message):
-                        self._finish_download(download, now_s)
+            case ModelOffer() | Chunk():
+                self._on_download(message, now_s)
             case Refused() if message.kind == FetchRequest.KIND:
-                for version in tuple(self._downloads):
+                for version in self._downloads:
                     self._fail_download(version, message.reason, now_s)
             case Release():
                 if self._adopting is not None and self._adopting.version != message.version:
                     self._adopting = None  # taken back or overtaken before it was here
                 self._step(message, now_s)
+            case Receipt():
+                self._outbox.done(message.update_id)
+                self._step(message, now_s)
             case _:
                 self._step(self._weighed(message), now_s)
+
+    def _on_download(self, message: ModelOffer | Chunk, now_s: float) -> None:
+        if isinstance(message, Chunk):
+            self._be_patient(machine.FETCH_AGAIN, len(message.data), now_s)
+        elif message.version in self._downloads:
+            self._last_fetch_bytes = message.payload_bytes
+            self._be_patient(machine.FETCH_AGAIN, message.chunk_bytes, now_s)
+        for download, failure in self._downloads.take(message):
+            if failure:
+                self._fail_download(download.version, failure, now_s)
+            else:
+                self._finish_download(download, now_s)
 
     def _weighed(self, message: Message) -> Message | TurnDown:
         """An invitation turned down for which what is left of the day's budgets does not do."""
@@ -272,12 +312,12 @@ class DeviceDriver:
             return message
         return TurnDown(message.check_in, message.round, short)
 
-    def _be_patient(self, bytes_before_next: int, now_s: float) -> None:
-        """A download is on its way: it is asked for again only when nothing comes any more."""
-        asked_again_at_s = self.timers.get(machine.FETCH_AGAIN)
-        if asked_again_at_s is not None:
+    def _be_patient(self, timer: str, bytes_before_next: int, now_s: float) -> None:
+        """A transfer is on its way: it is asked for again only when nothing moves any more."""
+        again_at_s = self.timers.get(timer)
+        if again_at_s is not None:
             patience_s = machine.ANSWER_S_MIN + bytes_before_next / machine.SLOW_LINK_BYTES_PER_S
-            self.timers[machine.FETCH_AGAIN] = max(asked_again_at_s, now_s + patience_s)
+            self.timers[timer] = max(again_at_s, now_s + patience_s)
 
     # -- steps and effects -------------------------------------------------------------------
 
@@ -295,11 +335,14 @@ class DeviceDriver:
                 effects = ()
             for effect in effects:
                 self._execute(effect, now_s)
+            self.send_more(now_s)
             self._events.popleft()
 
     def _execute(self, effect: Effect, now_s: float) -> None:
         match effect:
             case Publish(message):
+                if isinstance(message, UpdateOffer):
+                    self._outbox.offered()
                 self._send(message)
             case Persist(record):
                 self._persist(record)
@@ -318,7 +361,7 @@ class DeviceDriver:
             case LocateBase():
                 self._locate(effect, now_s)
             case Fetch():
-                self._fetch(effect.version, effect.digest)
+                self._fetch(effect.version, effect.digest, now_s)
             case Train():
                 self._train(effect, now_s)
             case Evaluate():
@@ -326,7 +369,7 @@ class DeviceDriver:
             case StopWork():
                 self._stop_work()
             case SendChunks():
-                self._send_chunks(effect)
+                self._begin_upload(effect)
             case Adopt():
                 self._adopt(effect, now_s)
             case _:
@@ -343,8 +386,10 @@ class DeviceDriver:
                 # out is lost, and what went into it from the one before goes out once more.
                 self._shelf.save_residual(self._trained.new_residual)
             case ForgetUpdate():
+                self._outbox.done(record.update_id)
                 self._journal.forget(record)
             case Revoked():
+                self._outbox.link_lost()
                 self._journal.revoke(record.reason)
             case _:
                 raise LocalProtocolError(f"no place for {type(record).__name__}")
@@ -352,13 +397,11 @@ class DeviceDriver:
     def _send(self, message: Message) -> None:
         self._publish_bytes(self._up.topic, frames.seal(message, self._up, self._signer))
 
-    def _send_chunks(self, effect: SendChunks) -> None:
-        payload = self._journal.sealed_payload(effect.update_id)
-        if payload is None:
-            raise LocalProtocolError("the journal has lost a sealed update")
-        for index in missing(effect.received, chunk_count(len(payload), effect.chunk_bytes)):
-            data = split(payload, effect.chunk_bytes, index)
-            self._send(Chunk(effect.update_id, index, data))
+    def _begin_upload(self, effect: SendChunks) -> None:
+        sealed = self.session.sealed
+        if sealed is None or sealed.update_id != effect.update_id:
+            raise LocalProtocolError("chunks of an update that is not the sealed one")
+        self._outbox.begin(effect, sealed.payload_bytes)
 
     # -- models ------------------------------------------------------------------------------
 
@@ -382,30 +425,38 @@ class DeviceDriver:
         held = self._holds(effect.version, effect.digest)
         self._step(BaseHeld(effect.version) if held else BaseMissing(effect.version), now_s)
 
-    def _fetch(self, version: int, digest: bytes) -> None:
-        download = self._downloads.get(version)
-        if download is None or download.digest != digest:
-            have = self.session.held_version
-            # Deltas lead forward only; a device that is asked back takes the whole model.
-            have = have if have < version and self._load(have) is not None else -1
-            download = self._downloads[version] = Download(version, digest, have, self.schema)
+    def _fetch(self, version: int, digest: bytes, now_s: float) -> None:
+        download = self._downloads.want(version, digest, lambda: self._delta_base(version))
+        if download.complete:  # the process ended between the last chunk and the model
+            self._finish_download(download, now_s)
+            return
         self._send(download.request(self.session.chunk_bytes))
+
+    def _delta_base(self, version: int) -> int:
+        """Deltas lead forward only; a device that is asked back takes the whole model."""
+        have = self.session.held_version
+        return have if have < version and self._load(have) is not None else -1
 
     def _finish_download(self, download: Download, now_s: float) -> None:
         try:
             tensors = download.tensors(self._load(download.have_version) or {})
+        except OSError as error:
+            self._note(Report("disk_failed", f"version {download.version}: {error}"))
+            download.discard()
+            self._fail_download(download.version, Reason.DISK_FAILED, now_s)
+            return
         except RemoteProtocolError as error:
             self._count_incident(error)
+            download.discard()
             if download.have_version < 0 or self.session.gate is None:
                 self._fail_download(download.version, error.reason, now_s)
                 return
             # What is held may be what is wrong: once more, from nothing.
-            again = Download(download.version, download.digest, -1, self.schema)
-            self._downloads[download.version] = again
+            again = self._downloads.from_nothing(download.version, download.digest)
             self._send(again.request(self.session.chunk_bytes))
             return
-        del self._downloads[download.version]
         self._shelf.save(download.version, tensors)
+        self._downloads.done(download)
         held = max(self.session.held_version, download.version)
         self._journal.note_held(held)
         self._shelf.retain({held, self.released.version, download.version})
@@ -414,7 +465,7 @@ class DeviceDriver:
             self._adopt(self._adopting, now_s)
 
     def _fail_download(self, version: int, reason: str, now_s: float) -> None:
-        del self._downloads[version]
+        self._downloads.drop(version)
         if self._adopting is not None and self._adopting.version == version:
             self._adopting = None
         self._step(BaseFailed(version, reason), now_s)
@@ -422,7 +473,7 @@ class DeviceDriver:
     def _adopt(self, effect: Adopt, now_s: float) -> None:
         if not self._holds(effect.version, effect.digest):
             self._adopting = effect
-            self._fetch(effect.version, effect.digest)
+            self._fetch(effect.version, effect.digest, now_s)
             return
         self._adopting = None
         self._journal.note_released(effect.version)
@@ -472,7 +523,11 @@ class DeviceDriver:
             self._work.stop()
             self._work = None
         wanted = None if self._adopting is None else self._adopting.version
-        self._downloads = {v: d for v, d in self._downloads.items() if v == wanted}
+        self._downloads.drop_others(wanted)
+
+    def _note(self, report: Report) -> None:
+        self.incidents[report.what] += 1
+        self._observe(report)
 
     def _count_incident(self, error: RemoteProtocolError) -> None:
         self.incidents[error.reason] += 1

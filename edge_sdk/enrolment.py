@@ -7,6 +7,7 @@ other devices have used are passed over.
 
 import queue
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,8 @@ def _ask(asking: Asking, broker: str, directory: Path, give_up_at_s: float) -> E
 
     answers: queue.SimpleQueue[Enrolment | Refused | str] = queue.SimpleQueue()
 
+    reasons: deque[str] = deque(maxlen=1)
+
     def on_message(topic: str, data: bytes) -> None:
         answer = asking.answer(topic, data)
         if answer is not None:
@@ -161,7 +164,7 @@ def _ask(asking: Asking, broker: str, directory: Path, give_up_at_s: float) -> E
         subscriptions=(asking.down.topic,),
         on_message=on_message,
         on_up=lambda _bytes: answers.put("up"),
-        on_down=lambda _reason: None,
+        on_down=reasons.append,
         tls=tls_files(address, asking.token.ca, directory),
     )
     link.start()
@@ -182,5 +185,6 @@ def _ask(asking: Asking, broker: str, directory: Path, give_up_at_s: float) -> E
     raise EnrolmentError(
         f"the coordinator did not answer at {broker}; is `potluck coordinator run` running there?"
         if asked
-        else f"no broker answers at {broker}; is it running, and is the address right?"
+        else f"no broker answers at {broker} ({reasons.pop() if reasons else 'no answer'}); is it"
+        " running, and is the address right?"
     )

@@ -90,8 +90,8 @@ class Journal(Protocol):
         """Keep an update until it is settled."""
         ...
 
-    def sealed_payload(self, update_id: bytes) -> bytes | None:
-        """The payload of the sealed update, if it is this one."""
+    def sealed_slice(self, update_id: bytes, start: int, size_bytes: int) -> bytes | None:
+        """Bytes of the sealed update's payload, if it is this one; fewer at its end."""
         ...
 
     def forget(self, forgotten: ForgetUpdate) -> None:
@@ -164,11 +164,11 @@ class MemoryJournal:
         self._sealed = (sealed, payload)
         self._last_round = sealed.round
 
-    def sealed_payload(self, update_id: bytes) -> bytes | None:
-        """The payload of the sealed update, if it is this one."""
+    def sealed_slice(self, update_id: bytes, start: int, size_bytes: int) -> bytes | None:
+        """Bytes of the sealed update's payload, if it is this one; fewer at its end."""
         if self._sealed is None or self._sealed[0].update_id != update_id:
             return None
-        return self._sealed[1]
+        return self._sealed[1][start : start + size_bytes]
 
     def forget(self, forgotten: ForgetUpdate) -> None:
         """Drop a settled update's payload and keep a line about it."""
@@ -351,13 +351,21 @@ class SqliteJournal:
             )
             self._put("last_round", sealed.round)
 
-    def sealed_payload(self, update_id: bytes) -> bytes | None:
-        """The payload of the sealed update, if it is this one."""
-        row = self._db.execute("SELECT * FROM sealed").fetchone()
+    def sealed_slice(self, update_id: bytes, start: int, size_bytes: int) -> bytes | None:
+        """Bytes of the sealed update's payload, if it is this one; fewer at its end.
+
+        Only they are read. The handle is not kept: it would hold back the checkpoints of the
+        write-ahead log for as long as an upload takes.
+        """
+        row = self._db.execute("SELECT record FROM sealed").fetchone()
         if row is None:
             return None
         sealed = msgspec.msgpack.decode(row["record"], type=SealedUpdate)
-        return bytes(row["payload"]) if sealed.update_id == update_id else None
+        if sealed.update_id != update_id:
+            return None
+        with self._db.blobopen("sealed", "payload", 1, readonly=True) as blob:
+            blob.seek(min(start, len(blob)))
+            return blob.read(size_bytes)
 
     def forget(self, forgotten: ForgetUpdate) -> None:
         """Drop a settled update's payload and keep a line about it, for the last 1,000."""

@@ -46,6 +46,7 @@ class Reason(StrEnum):
     DEADLINE_PASSED = "deadline_passed", "the round's deadline passed"
     STILL_STOPPING = "still_stopping", "the trainer has not yet looked at `stop` of earlier work"
     BASE_LOST = "base_lost", "the base model is no longer on the disk"
+    DISK_FAILED = "disk_failed", "the disk was full, or failed, while a model came down"
     UNKNOWN_CODEC = "unknown_codec", "the invitation names a codec that is not known here"
     NO_EXAMPLES = "no_examples", "there is nothing to train on, or no hold-out"
     PAYLOAD_BUDGET = "payload_budget", "no codec makes the update small enough"

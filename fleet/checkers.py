@@ -19,6 +19,7 @@ from coordinator.signals import RoundOpened
 from coordinator.store import UpdateRow
 from coordinator.timers import DISK_AGAIN_S
 from edge_sdk import Model
+from edge_sdk.parts import PARTS_MAX
 from edge_sdk.session import Phase
 from fleet import reference
 from fleet.device_host import DeviceHost, VirtualDevice
@@ -402,6 +403,8 @@ def memory_is_bounded(evidence: Evidence) -> None:
             raise ViolationError("memory_is_bounded", f"{host.name}: timers")
         if len(host.shelf.files) > _MODEL_FILES_MAX or len(host.shelf.torn) > _TORN_FILES_MAX:
             raise ViolationError("memory_is_bounded", f"{host.name}: model files")
+        if len(host.parts.parts) > PARTS_MAX:
+            raise ViolationError("memory_is_bounded", f"{host.name}: parts of downloads")
 
 
 def work_has_a_way_on(evidence: Evidence) -> None:

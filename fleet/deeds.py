@@ -60,6 +60,7 @@ class _Deed:
     def model_damage(self) -> None:
         if self._device is not None:
             self._device.shelf.damage()
+            self._device.parts.damage()
 
     def link_break(self) -> None:
         self._link.broken("nemesis")

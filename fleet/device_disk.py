@@ -4,6 +4,8 @@ The journal is SQLite with synchronous=FULL: a transaction is there whole or not
 that had returned stays. A model file is written beside its place, flushed and renamed: a cut leaves
 the old state, with a torn temporary file or without, or the new one. Files also rot. A disk that
 says that bytes are written and loses them is not modelled: nothing is promised on such a disk.
+What has arrived of a download is never flushed: a process that is killed leaves it, and a power cut
+takes what it likes.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,9 +14,11 @@ from typing import Any, Final
 
 from edge_sdk.forecast import Spells
 from edge_sdk.journal import Enrolment, Kept, MemoryJournal
+from edge_sdk.parts import PARTS_MAX, SpoiledPartError
 from edge_sdk.signals import ForgetUpdate, SealedUpdate, Spent
 from fleet.disk import Fuse
-from wire import Tensors
+from wire import Tensors, chunk_count
+from wire.messages import ModelOffer
 
 _PERSONAL: Final = "personal"
 _RESIDUAL: Final = "residual"
@@ -146,3 +150,108 @@ class DiskShelf:
     def damage(self) -> None:
         """Every file rots."""
         self.files = dict.fromkeys(self.files)
+
+
+class DiskPart:
+    """Half of a model on a device's disk, as `edge_sdk.parts.PartFile` keeps it.
+
+    Attributes:
+        chunks: whose bytes give their checksums.
+        whole_offer: whether it begins with one; else it cannot be used.
+    """
+
+    def __init__(self, offer: ModelOffer, store: "DiskParts") -> None:
+        self.offer = offer
+        self.chunks: dict[int, bytes] = {}
+        self.whole_offer = False
+        self._store = store
+
+    def put(self, start: int, data: bytes) -> None:
+        """Keep a chunk: its bytes, then its checksum."""
+        self._store.write(lambda: None)
+        self._store.write(lambda: self.chunks.update({start // self.offer.chunk_bytes: data}))
+
+    @property
+    def received(self) -> bytes:
+        """The bitmap of the chunks that hold."""
+        bitmap = bytearray(-(-chunk_count(self.offer.payload_bytes, self.offer.chunk_bytes) // 8))
+        for index in self.chunks:
+            bitmap[index >> 3] |= 1 << (index & 7)
+        return bytes(bitmap)
+
+    def whole(self) -> bytes:
+        """All of them; it is read when all are there."""
+        return b"".join(self.chunks[index] for index in sorted(self.chunks))
+
+    def release(self) -> None:
+        """Delete it."""
+        self._store.delete(self)
+
+
+class DiskParts:
+    """What has arrived of a device's downloads, as `edge_sdk.parts.PartFiles` keeps it.
+
+    Attributes:
+        parts: by version.
+        resumed: how many chunks were found again, by those that looked.
+    """
+
+    def __init__(self, fuse: Fuse) -> None:
+        self.parts: dict[int, DiskPart] = {}
+        self.resumed = 0
+        self._fuse = fuse
+
+    def write(self, write: Callable[[], Any]) -> None:
+        """Do it, if there is room and power."""
+        if self._fuse.full:
+            raise OSError("no space left on device")
+        self._fuse.burn()
+        write()
+
+    def begin(self, offer: ModelOffer) -> DiskPart:
+        """Room for an offer's payload, instead of what there was of that version."""
+        self.parts.pop(offer.version, None)
+        for version in sorted(self.parts)[: max(len(self.parts) + 1 - PARTS_MAX, 0)]:
+            del self.parts[version]
+        part = self.parts[offer.version] = DiskPart(offer, self)
+        try:
+            self.write(lambda: None)
+        except OSError:
+            del self.parts[offer.version]
+            raise
+        part.whole_offer = True
+        return part
+
+    def find(self, version: int) -> tuple[ModelOffer, DiskPart] | None:
+        """What is here of a version."""
+        part = self.parts.get(version)
+        if part is None:
+            return None
+        if not part.whole_offer:
+            del self.parts[version]
+            raise SpoiledPartError(f"version {version}: cut short")
+        self.resumed += len(part.chunks)
+        return part.offer, part
+
+    def retain(self, versions: Iterable[int]) -> None:
+        """Drop the parts of all other versions."""
+        kept = set(versions)
+        if not kept >= self.parts.keys():
+            self._fuse.burn()
+        self.parts = {version: part for version, part in self.parts.items() if version in kept}
+
+    def delete(self, part: DiskPart) -> None:
+        """Delete one, if it is still there."""
+        if self.parts.get(part.offer.version) is part:
+            del self.parts[part.offer.version]
+
+    def lose_unwritten(self) -> None:
+        """Power is cut: of what the system had not yet written, every other chunk is gone."""
+        for part in self.parts.values():
+            for index in sorted(part.chunks)[self._fuse.effects % 2 :: 2]:
+                del part.chunks[index]
+
+    def damage(self) -> None:
+        """Every file rots."""
+        for part in self.parts.values():
+            part.chunks.clear()

@@ -13,7 +13,7 @@ from edge_sdk.quiet import QuietHours
 from edge_sdk.signals import NOTHING, GateClosed, GateOpened, Spent
 from edge_sdk.work import TrainingWork, Work, WorkDone
 from fleet.clocks import DRIFT_MAX, Uptime, WallClock
-from fleet.device_disk import DeviceDisk, DiskShelf
+from fleet.device_disk import DeviceDisk, DiskParts, DiskShelf
 from fleet.disk import PowerCutError
 from fleet.emulated import EmulatedDevice
 from fleet.hosts import MICROSECOND_S, Host
@@ -72,6 +72,7 @@ class DeviceHost(Host):
         self.policy = policy
         self.disk = DeviceDisk(self.fuse)
         self.shelf = DiskShelf(self.fuse)
+        self.parts = DiskParts(self.fuse)
         self.uptime = Uptime(world)
         off_s = round(world.uniform(-_WALL_OFF_S_MAX, _WALL_OFF_S_MAX), 3)
         self.wall = WallClock(
@@ -127,7 +128,7 @@ class DeviceHost(Host):
                 on_up=lambda size: self.enter(lambda: device.on_link_up(size)),
                 on_down=lambda reason: self.enter(lambda: device.on_link_down(reason)),
                 on_message=lambda topic, data: self.enter(lambda: device.on_message(topic, data)),
-                on_ack=self._mind_budget,
+                on_ack=self._acknowledged,
             ),
             self.fuse,
             delay_s=self.world.uniform(low, high),
@@ -167,6 +168,8 @@ class DeviceHost(Host):
     def end_link(self, *, silent: bool) -> None:
         """The process is gone, its connection and whatever it was training with it."""
         self._stop_training()
+        if silent:
+            self.parts.lose_unwritten()
         self.device.link.end(silent=silent)
 
     def next_wake_s(self) -> float | None:
@@ -184,6 +187,12 @@ class DeviceHost(Host):
         if self._work is not None and self._work.stopped:
             self._stop_training()
         self._mind_budget()
+
+    def _acknowledged(self) -> None:
+        if self.device.driver.has_more_to_send:
+            self.enter(self.device.send_more)
+        else:
+            self._mind_budget()
 
     def _mind_budget(self) -> None:
         """Bytes have passed: the next look at the rules, which on a device are many, sees them."""

@@ -9,6 +9,7 @@ from device_profiles import DeviceProfile, load_mix
 from edge_sdk import DeviceInfo
 from edge_sdk.journal import Enrolment, Journal, MemoryJournal
 from edge_sdk.models import MemoryShelf, ModelShelf
+from edge_sdk.parts import PartStore
 from edge_sdk.work import Work
 from fleet.crypto import SeededSecrets
 from fleet.emulated import EmulatedDevice, LinkT
@@ -64,6 +65,7 @@ def make_devices(
     start_work: Callable[[EmulatedDevice[LinkT], Work], None],
     make_journal: Callable[[int], Journal] = lambda _number: MemoryJournal(),
     make_shelf: Callable[[int], ModelShelf] = lambda _number: MemoryShelf(),
+    make_parts: Callable[[int], PartStore | None] = lambda _number: None,
     clock_of: Callable[[int], Callable[[], float]] = lambda _number: time.monotonic,
 ) -> list[EmulatedDevice[LinkT]]:
     """The devices of a fleet, not yet connected."""
@@ -91,6 +93,7 @@ def make_devices(
             start_work=start_work,
             clock=clock_of(number),
             fault=faults.get(number),
+            parts=make_parts(number),
         )
         for number, enrolment in enumerate(enrolments)
     ]

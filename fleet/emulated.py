@@ -24,6 +24,7 @@ from edge_sdk import DeviceDriver, DeviceInfo, Model
 from edge_sdk.journal import Enrolment, Journal
 from edge_sdk.ladder import Means
 from edge_sdk.models import ModelShelf
+from edge_sdk.parts import PartStore
 from edge_sdk.signals import GateClosed, GateOpened, Trained
 from edge_sdk.work import TrainingWork, Work, WorkDone
 from fleet.attacks import ATTACKS, spoil
@@ -63,6 +64,10 @@ class Link(Protocol):
         """Send at QoS 1."""
         ...
 
+    def room(self, most: int) -> int:
+        """How many more publications it can use now, if so many may be under way at once."""
+        ...
+
     def drop(self) -> None:
         """Break the connection without a word."""
         ...
@@ -89,6 +94,7 @@ class EmulatedDevice(Generic[LinkT]):
         start_work: the fleet's; gets the device and the work.
         clock: monotonic seconds.
         fault: what goes wrong with it, if anything.
+        parts: where its downloads are put together; None is memory.
     """
 
     def __init__(
@@ -108,6 +114,7 @@ class EmulatedDevice(Generic[LinkT]):
         start_work: "Callable[[EmulatedDevice[LinkT], Work], None]",
         clock: Callable[[], float],
         fault: Fault | None,
+        parts: PartStore | None = None,
     ) -> None:
         self.info = info
         self.profile = profile
@@ -128,6 +135,7 @@ class EmulatedDevice(Generic[LinkT]):
         self._crypto = crypto
         self._journal = journal
         self._shelf = shelf
+        self._parts = parts
         self.means: Callable[[], Means] = Means
         self._check_in_s = check_in_s
         self._start_work = start_work
@@ -149,6 +157,8 @@ class EmulatedDevice(Generic[LinkT]):
             observe=self._observe,
             device_class=self.profile.name,
             means=lambda: self.means(),  # noqa: PLW0108 - a fleet sets it later
+            parts=self._parts,
+            room=lambda most: self.link.room(most),  # noqa: PLW0108 - there is none yet
         )
 
     # -- link --------------------------------------------------------------------------------
@@ -164,6 +174,11 @@ class EmulatedDevice(Generic[LinkT]):
     def on_link_down(self, _reason: str = "") -> None:
         """The broker is gone."""
         self.driver.on_link_down(self._clock())
+
+    def send_more(self) -> None:
+        """The broker has taken something: go on with an upload that waits for that."""
+        if self.driver.has_more_to_send:
+            self.driver.send_more(self._clock())
 
     def will(self) -> tuple[str, bytes]:
         """The last will for a connection that is about to be made."""

@@ -218,7 +218,9 @@ class CoordinatorHost(Host):
                 filters=lambda: self.coordinator.subscriptions,
                 will=lambda: None,
                 on_up=lambda size: self.enter(
-                    lambda: self.coordinator.on_link_up(size, self.clock())
+                    lambda: self.coordinator.on_link_up(
+                        min(size, config.broker.packet_bytes_max), self.clock()
+                    )
                 ),
                 on_down=lambda _reason: self.enter(self.coordinator_link_down),
                 on_message=lambda topic, data: self.enter(

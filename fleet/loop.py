@@ -163,6 +163,7 @@ class FleetLoop:
         """Whatever a device did: send what waits, watch its socket, remember its next timer."""
         device = self.devices[number]
         link = device.link
+        device.send_more()
         if link.socket() is not None and link.wants_write():
             link.write()
         sock = link.socket()

@@ -3,7 +3,8 @@
 *Safety*: anything may fail at any time; afterwards everything heals, and the federation must come
 to its end with every promise kept. *Liveness*: a core of devices, the gateway and the broker are
 healthy, everything else breaks and stays broken; rounds must still end by their deadlines. Either
-is played with synchronous and with asynchronous rounds.
+is played with synchronous and with asynchronous rounds. *Transfers* is safety with a model of many
+chunks, on links so slow that most of what breaks does so in the middle of a transfer.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,15 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from coordinator.config import Federation, FederationConfig, Fleet, Rounds
+from coordinator.config import (
+    Broker,
+    Downlink,
+    Federation,
+    FederationConfig,
+    Fleet,
+    Rounds,
+    Uplink,
+)
 from fleet.checkers import (
     FINAL_CHECKERS,
     LIVENESS_CHECKERS,
@@ -28,9 +37,16 @@ from fleet.record import FleetRun
 from fleet.toy import ToyTask
 from fleet.virtual import VirtualFleet
 from fleet.world import World
+from wire import limits
 
-Mode = Literal["safety", "liveness", "async_safety", "async_liveness"]
-MODES: Final[tuple[Mode, ...]] = ("safety", "liveness", "async_safety", "async_liveness")
+Mode = Literal["safety", "liveness", "async_safety", "async_liveness", "transfers"]
+MODES: Final[tuple[Mode, ...]] = (
+    "safety",
+    "liveness",
+    "async_safety",
+    "async_liveness",
+    "transfers",
+)
 _LIVENESS: Final = ("liveness", "async_liveness")
 FAULTS_UNTIL_S: Final = 150.0
 CALM_S: Final = 4 * 3_600.0
@@ -48,6 +64,11 @@ _TRAINING_SEEDS: Final = 2 * 10**12
 _TRAINING_S: Final = (0.5, 15.0)
 _BUDGET_SHARE: Final = 0.3
 _BUDGET_BYTES: Final = (4_000, 6_000)
+# In transfers mode: a model of some 11 chunks each way, each of which takes 0.1 to 1 s.
+_HIDDEN: Final = 1_500
+_SLOW_BYTES_PER_S: Final = (3_000, 27_000)
+_SLOW_SEEDS: Final = 3 * 10**12
+_MBIT_BYTES: Final = 125_000.0
 _YEAR_S: Final = 365.25 * 86_400.0
 _DEVICE_KINDS: Final[tuple[EventKind, ...]] = (
     "crash",
@@ -65,6 +86,19 @@ _DEVICE_KINDS: Final[tuple[EventKind, ...]] = (
     "clock_step",
     "gate_close",
     "unplug",
+)
+# What cuts a transfer, or spoils what has arrived of it.
+_TRANSFER_KINDS: Final[tuple[EventKind, ...]] = (
+    "crash",
+    "power_loss",
+    "crash_at_effect",
+    "disk_full",
+    "model_damage",
+    "link_break",
+    "partition",
+    "partition_up",
+    "partition_down",
+    "gate_close",
 )
 _GATEWAY_KINDS: Final[tuple[EventKind, ...]] = (
     "crash",
@@ -92,17 +126,19 @@ def schedule(seed: int, mode: Mode, devices: int, core: int) -> tuple[Event, ...
     chance = World(seed * 2 + (mode in _LIVENESS))
     if mode in _LIVENESS:
         return tuple(_broken_for_ever(chance, device) for device in range(core, devices))
+    transfers = mode == "transfers"
+    device_kinds = _TRANSFER_KINDS if transfers else _DEVICE_KINDS
     events = []
-    for _ in range(3 + chance.below(20)):
+    for _ in range(3 + chance.below(60 if transfers else 20)):
         gateway = chance.uniform() < 0.3  # noqa: PLR2004 - a third of all trouble
-        kinds = _GATEWAY_KINDS if gateway else _DEVICE_KINDS
+        kinds = _GATEWAY_KINDS if gateway else device_kinds
         kind = kinds[chance.below(len(kinds))]
         events.append(
             Event(
                 kind=kind,
                 at_s=round(chance.uniform(0.0, FAULTS_UNTIL_S), 3),
                 device=GATEWAY if gateway else chance.below(devices),
-                for_s=round(chance.uniform(0.5, 200.0), 3),
+                for_s=round(chance.uniform(0.5, 20.0 if transfers else 200.0), 3),
                 amount=_amount(kind, chance),
             )
         )
@@ -222,17 +258,25 @@ def try_seed(
             evaluate_every=_EVALUATE_EVERY[seed % len(_EVALUATE_EVERY)],
             evaluate_cohort=max(devices // 5, 1),
         ),
+        uplink=Uplink(codec="f16" if mode == "transfers" else "auto"),
+        downlink=Downlink(codec="f16" if mode == "transfers" else "auto"),
+        broker=Broker(
+            packet_bytes_max=limits.PACKET_BYTES_MIN
+            if mode == "transfers"
+            else limits.PACKET_BYTES_MAX_DEFAULT
+        ),
         fleet=Fleet(partition="iid", start=START, check_in_s=_CHECK_IN_S[seed % len(_CHECK_IN_S)]),
     )
     run = FleetRun(
         config=config,
-        task=ToyTask(flops_per_example=2.5e8),
+        task=ToyTask(flops_per_example=2.5e8, hidden=_HIDDEN if mode == "transfers" else 6),
         count=devices,
         seed=seed,
         crypto=StubCrypto(),
     )
-    allowed = budgets(seed, devices) if mode not in _LIVENESS else (0,) * devices
-    trains_s = training_budgets(seed, devices) if mode not in _LIVENESS else (0.0,) * devices
+    bounded = mode not in (*_LIVENESS, "transfers")
+    allowed = budgets(seed, devices) if bounded else (0,) * devices
+    trains_s = training_budgets(seed, devices) if bounded else (0.0,) * devices
     witness = Witness(
         lambda told: VirtualFleet(
             run,
@@ -249,6 +293,8 @@ def try_seed(
     evidence.core = core if mode in _LIVENESS else None
     fleet.world.tell = tell
     violation = None
+    if mode == "transfers":
+        _slow_down(fleet, seed)
     try:
         unleash(fleet, events)
         fleet.start()
@@ -289,6 +335,15 @@ def _hold(promises: Sequence[Callable[[Evidence], None]], evidence: Evidence) ->
     except ViolationError:
         return False
     return True
+
+
+def _slow_down(fleet: VirtualFleet, seed: int) -> None:
+    """Every device is on a slow link."""
+    chance = World(_SLOW_SEEDS + seed)
+    for host in fleet.hosts:
+        low, more = _SLOW_BYTES_PER_S
+        slow_bytes_per_s = float(low + chance.below(more))
+        host.device.link.slowed = host.profile.down_mbps * _MBIT_BYTES / slow_bytes_per_s
 
 
 def _heal(fleet: VirtualFleet) -> None:

@@ -6,6 +6,7 @@ doubled and reordered publications.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,6 +16,7 @@ from fleet.disk import Fuse
 from fleet.world import World
 from wire import Traffic
 from wire.link import KEEPALIVE_S, RECONNECT_S_MAX, RECONNECT_S_MIN, publish_packet_bytes
+from wire.window import Window
 
 Packet = tuple[str, bytes]
 # MQTT 5.0, section 3.1.2.10: a server waits one and a half times the keep-alive.
@@ -146,6 +148,9 @@ class VirtualLink:
         self._delay_s = delay_s
         self._out = _Pipe(up_bytes_per_s)
         self._in = _Pipe(down_bytes_per_s)
+        self._window = Window()
+        # When what has no acknowledgement was sent.
+        self._under_way: deque[float] = deque()
         self._connection = 0
         self._connecting = False
         self._backoff_s = float(RECONNECT_S_MIN)
@@ -167,6 +172,7 @@ class VirtualLink:
             size = publish_packet_bytes(topic, len(payload), mqtt5=True)
             self.traffic.sent_bytes += size
             self.traffic.sent_packets += 1
+            self._under_way.append(self._world.now_s)
             self._network.on_sent(self.name, payload)
             leaves_s = self._out.departs_at_s(self._world.now_s, int(size * self.slowed))
             connection = self._connection
@@ -177,6 +183,10 @@ class VirtualLink:
             )
         self._fuse.burn()
 
+    def room(self, most: int) -> int:
+        """How many more publications it can use now, as `MqttLink` says it."""
+        return max(min(most, self._window.size) - len(self._under_way), 0)
+
     def drop(self) -> None:
         """Break the connection without a word."""
         self.broken("dropped")
@@ -186,6 +196,8 @@ class VirtualLink:
         self.allowed = False
         was_up, self.up = self.up, False
         self._connection += 1
+        self._window = Window()
+        self._under_way.clear()
         self._out.held.clear()
         self._in.held.clear()
         if was_up:
@@ -214,6 +226,7 @@ class VirtualLink:
         out, self._out.held = self._out.held, []
         into, self._in.held = self._in.held, []
         for topic, payload in out:
+            self._taken()
             self._network.publish(self.name, topic, payload)
         for topic, payload in into:
             self._callbacks.on_message(topic, payload)
@@ -224,6 +237,9 @@ class VirtualLink:
             return
         self.up = False
         self._connection += 1
+        if self._under_way:
+            self._window.lost()
+        self._under_way.clear()
         self._out.held.clear()
         self._in.held.clear()
         self._world.after(0.0, f"gone {self.name}", self._let_broker_know(self._connection))
@@ -266,9 +282,16 @@ class VirtualLink:
         if self._out.frozen:
             self._out.held.append((topic, payload))
             return
-        self.traffic.received_bytes += _PUBACK_BYTES
-        self._callbacks.on_ack()
+        self._taken()
         self._network.publish(self.name, topic, payload)
+
+    def _taken(self) -> None:
+        """The broker has a publication and says so."""
+        self.traffic.received_bytes += _PUBACK_BYTES
+        waited_s = self._world.now_s - self._under_way[0]
+        self._window.taken(waited_s, len(self._under_way))
+        self._under_way.popleft()
+        self._callbacks.on_ack()
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """The broker sends this client a publication."""

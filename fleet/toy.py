@@ -23,16 +23,18 @@ class ToyTask:
     """A perceptron of 8-6-2: 68 parameters, some forty examples a device, no test data.
 
     Args:
+        hidden: how many hidden units; more make a larger model of the same use.
         flops_per_example: what a training step is said to cost, so that in a world it takes a
             while; None for what it does cost.
     """
 
-    def __init__(self, flops_per_example: float | None = None) -> None:
+    def __init__(self, flops_per_example: float | None = None, hidden: int = 6) -> None:
+        self._hidden = hidden
         self._flops_per_example = flops_per_example
 
     def model(self) -> Manifest:
         """The same on every machine."""
-        tensors = NumpyTrainer.manifest(FEATURES, 6, 2, seed=3).tensors
+        tensors = NumpyTrainer.manifest(FEATURES, self._hidden, 2, seed=3).tensors
         return Manifest(tensors, flops_per_example=self._flops_per_example)
 
     def trainer(self, device: DeviceInfo) -> NumpyTrainer:

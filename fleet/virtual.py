@@ -107,6 +107,7 @@ class VirtualFleet:
             start_work=lambda device, work: hosts[device.info.index].start_work(device, work),
             make_journal=lambda number: hosts[number].disk,
             make_shelf=lambda number: hosts[number].shelf,
+            make_parts=lambda number: hosts[number].parts,
             clock_of=lambda number: hosts[number].clock,
         )
         for host, device in zip(hosts, self.devices, strict=True):

@@ -38,7 +38,14 @@ from wire.signing import Crypto, Ed25519, SecretSource, Signer, SystemSecrets
 from wire.topics import Address
 
 if TYPE_CHECKING:
-    from wire.link import BrokerAddress, BrokerAddressError, MqttLink, TlsFiles, Traffic
+    from wire.link import (
+        BrokerAddress,
+        BrokerAddressError,
+        BrokerTrustError,
+        MqttLink,
+        TlsFiles,
+        Traffic,
+    )
 
 __all__ = [
     "Address",
@@ -48,6 +55,7 @@ __all__ = [
     "BadSignatureError",
     "BrokerAddress",
     "BrokerAddressError",
+    "BrokerTrustError",
     "CancelWake",
     "Crypto",
     "DigestMismatchError",
@@ -101,7 +109,16 @@ __all__ = [
     "update_id",
 ]
 
-_LINK = frozenset({"BrokerAddress", "BrokerAddressError", "MqttLink", "TlsFiles", "Traffic"})
+_LINK = frozenset(
+    {
+        "BrokerAddress",
+        "BrokerAddressError",
+        "BrokerTrustError",
+        "MqttLink",
+        "TlsFiles",
+        "Traffic",
+    }
+)
 
 
 def __getattr__(name: str) -> Any:

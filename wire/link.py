@@ -11,11 +11,11 @@ One link runs in its own thread (`start`), or is one of thousands in somebody's 
 
 import contextlib
 import ssl
+import time
 import warnings
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from socket import IPPROTO_TCP, TCP_NODELAY
+from socket import IPPROTO_TCP, TCP_NODELAY, gaierror
 from socket import socket as Socket  # noqa: N812 - the class, beside the method of that name
 from threading import Lock, Thread
 from typing import Any
@@ -27,7 +27,6 @@ from paho.mqtt.client import (
     ConnectFlags,
     DisconnectFlags,
     MQTTMessage,
-    MQTTMessageInfo,
 )
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -36,10 +35,13 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from wire import limits
 from wire.errors import PotluckError
+from wire.window import Window
 
 RECONNECT_S_MIN = 1
 RECONNECT_S_MAX = 60
 KEEPALIVE_S = 60
+# A slow link, and a small processor on the other side; `stop` waits for no longer.
+HANDSHAKE_S = 10.0
 _UNSUPPORTED_VERSION = 132  # MQTT 5 reason code, which paho also gives for 3.1.1's code 1
 _PUBACK_BYTES = 4
 _HANG_UPS_MAX = 2
@@ -48,6 +50,10 @@ _LABEL_CHARS_MAX = 63
 
 class BrokerAddressError(PotluckError):
     """A broker URL that cannot be used; the text says what one looks like."""
+
+
+class BrokerTrustError(PotluckError):
+    """A CA, certificate or key that cannot be used; the text says which file and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,56 @@ class Traffic:
     received_packets: int = 0
 
 
+def why_not(address: BrokerAddress, error: OSError) -> str:
+    """Why there is no connection to a broker, in one line for whoever has to put it right."""
+    where = f"{address.host}:{address.port}"
+    match error:
+        case ssl.SSLCertVerificationError():
+            said = error.verify_message.rstrip(".")
+            return (
+                f"the broker at {where} is not trusted: {said}; its certificate has to be of the"
+                " federation's CA, for this name and for today"
+            )
+        case ssl.SSLError():
+            return f"no TLS with {where}: {error}; is it a port for mqtts://?"
+        case gaierror():
+            return f"no broker at {where}: nobody knows a host of that name"
+        case ConnectionRefusedError():
+            return f"no broker at {where}: nothing listens there"
+        case TimeoutError():
+            return f"no broker at {where}: no answer"
+        case _:
+            return f"no broker at {where}: {error.strerror or error}"
+
+
+class _Client(Client):
+    """paho's client, but that it says why it could not connect and leaves no socket behind."""
+
+    address: BrokerAddress
+    failure = ""
+
+    def reconnect(self) -> MQTTErrorCode:
+        """Connect; what went wrong is kept for `on_connect_fail`, in words."""
+        try:
+            return super().reconnect()
+        except OSError as error:
+            self.failure = why_not(self.address, error)
+            raise
+
+    def _ssl_wrap_socket(self, tcp_sock: Socket) -> ssl.SSLSocket:
+        context: Any = self._ssl_context
+        tls: ssl.SSLSocket = context.wrap_socket(
+            tcp_sock, server_hostname=self.address.host, do_handshake_on_connect=False
+        )
+        try:
+            tls.settimeout(HANDSHAKE_S)
+            tls.do_handshake()
+        except OSError:
+            tls.close()
+            raise
+        return tls
+
+
 def publish_packet_bytes(topic: str, payload_bytes: int, *, mqtt5: bool) -> int:
     """Size of a QoS 1 PUBLISH packet (MQTT 5.0, section 3.3; 3.1.1 has no property length)."""
     remaining = 2 + len(topic.encode()) + 2 + (1 if mqtt5 else 0) + payload_bytes
@@ -122,8 +178,13 @@ class MqttLink:
         will: makes the last will's (topic, payload) at each connect, or None for none.
         packet_bytes_max: this side's own packet limit.
         tls: needed for `mqtts://`.
+        keepalive_s: how long both sides may be silent before they ask.
         on_taken: called whenever the broker has acknowledged a publication, in the middle of
             paho's own work: it must neither wait nor publish.
+
+    Raises:
+        BrokerAddressError: `mqtts://` without a CA.
+        BrokerTrustError: a file of `tls` cannot be used.
     """
 
     def __init__(
@@ -157,7 +218,10 @@ class MqttLink:
         self._tls = tls
         self._keepalive_s = keepalive_s
         self._protocol = MQTTProtocolVersion.MQTTv5
-        self._pending: deque[tuple[MQTTMessageInfo, int]] = deque()
+        self._window = Window()
+        # By packet id, in the order of publishing: bytes, and when that was.
+        self._pending: dict[int, tuple[int, float]] = {}
+        self._taken_early: set[int] = set()
         self._pending_bytes = 0
         self._pending_lock = Lock()  # whoever publishes, and paho's own thread
         self._closed_early = 0
@@ -169,14 +233,15 @@ class MqttLink:
 
     # -- making the client -------------------------------------------------------------------
 
-    def _make_client(self) -> Client:
-        client = Client(
+    def _make_client(self) -> _Client:
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=self._protocol,
             clean_session=None if self._mqtt5 else True,
             reconnect_on_failure=True,
         )
+        client.address = self._address
         client.max_inflight_messages_set(limits.CHUNKS_IN_FLIGHT_MAX)
         client.reconnect_delay_set(RECONNECT_S_MIN, RECONNECT_S_MAX)
         client.on_connect = self._connected
@@ -187,12 +252,19 @@ class MqttLink:
         client.on_message = self._received
         client.on_socket_open = _set_nodelay
         if self._tls is not None and self._address.tls:
-            client.tls_set(
-                ca_certs=self._tls.ca,
-                certfile=self._tls.certificate,
-                keyfile=self._tls.key,
-                tls_version=ssl.PROTOCOL_TLS_CLIENT,
-            )
+            try:
+                client.tls_set(
+                    ca_certs=self._tls.ca,
+                    certfile=self._tls.certificate,
+                    keyfile=self._tls.key,
+                    tls_version=ssl.PROTOCOL_TLS_CLIENT,
+                )
+            except (OSError, ValueError) as error:
+                files = [f for f in (self._tls.ca, self._tls.certificate, self._tls.key) if f]
+                raise BrokerTrustError(
+                    f"{', '.join(files)}: {error}; they have to be PEM files, of a CA, of this"
+                    " side's certificate and of its key"
+                ) from error
         if self._will is not None:
             topic, payload = self._will()
             client.will_set(topic, payload, qos=1)
@@ -289,29 +361,32 @@ class MqttLink:
             return
         size = publish_packet_bytes(topic, len(payload), mqtt5=self._mqtt5)
         with self._pending_lock:
-            self._pending.append((info, size))
-            self._pending_bytes += size
-            self._forget_acknowledged()
+            if info.mid in self._taken_early:
+                self._taken_early.discard(info.mid)  # the broker was quicker than this thread
+            else:
+                self._pending[info.mid] = (size, time.monotonic())
+                self._pending_bytes += size
         self.traffic.sent_bytes += size
         self.traffic.sent_packets += 1
+
+    def room(self, most: int) -> int:
+        """How many more publications the link can use now, if `most` may be under way at once.
+
+        Never so many that the broker would not take them, and fewer while it takes them slowly:
+        see `wire.window`. `on_taken` says when to look again.
+        """
+        with self._pending_lock:
+            return max(min(most, self._window.size) - len(self._pending), 0)
 
     @property
     def in_flight(self) -> int:
         """How many publications the broker has not acknowledged yet."""
-        with self._pending_lock:
-            self._forget_acknowledged()
-            return len(self._pending)
+        return len(self._pending)
 
     @property
     def in_flight_bytes(self) -> int:
         """How many bytes of packets wait in memory, until the broker has acknowledged them."""
-        with self._pending_lock:
-            self._forget_acknowledged()
-            return self._pending_bytes
-
-    def _forget_acknowledged(self) -> None:
-        while self._pending and _is_acknowledged(self._pending[0][0]):
-            self._pending_bytes -= self._pending.popleft()[1]
+        return self._pending_bytes
 
     # -- paho's callbacks --------------------------------------------------------------------
 
@@ -336,6 +411,8 @@ class MqttLink:
         client._max_inflight_messages = min(  # noqa: SLF001 - CONNACK comes with the connection
             limits.CHUNKS_IN_FLIGHT_MAX, inflight or limits.CHUNKS_IN_FLIGHT_MAX
         )
+        self._forget_pending()  # what somebody published while the last connection went
+        self._window.allow(inflight or limits.CHUNKS_IN_FLIGHT_MAX)
         _result, mid = client.subscribe([(topic, 1) for topic in self._subscriptions])
         self._subscribing = {mid} if mid is not None else set()
 
@@ -357,8 +434,8 @@ class MqttLink:
         self.up = True
         self._on_up(self._allowed_bytes)
 
-    def _connect_failed(self, _client: Client, _userdata: Any) -> None:
-        self._on_down(f"no broker at {self._address.host}:{self._address.port}")
+    def _connect_failed(self, client: Client, _userdata: Any) -> None:
+        self._on_down(str(getattr(client, "failure", "")))
 
     def _disconnected(
         self,
@@ -376,6 +453,8 @@ class MqttLink:
             # Some brokers do not answer a version that they do not know: they hang up.
             self._closed_early += 1
             if self._closed_early >= _HANG_UPS_MAX:
+                where = f"{self._address.host}:{self._address.port}"
+                self._on_down(f"the broker at {where} hangs up before it takes the connection")
                 self._speak_another()
 
     def _speak_another(self) -> None:
@@ -407,23 +486,37 @@ class MqttLink:
         """
         client.drop_out_messages()
         with self._pending_lock:
-            self._forget_acknowledged()
             # Only a window of them can have left; the others were counted and never sent.
-            for _info, size in list(self._pending)[limits.CHUNKS_IN_FLIGHT_MAX :]:
+            for size, _sent_s in list(self._pending.values())[limits.CHUNKS_IN_FLIGHT_MAX :]:
                 self.traffic.sent_bytes -= size
                 self.traffic.sent_packets -= 1
+            if self._pending:
+                self._window.lost()
+        self._forget_pending()
+
+    def _forget_pending(self) -> None:
+        with self._pending_lock:
             self._pending.clear()
+            self._taken_early.clear()
             self._pending_bytes = 0
 
     def _published(
         self,
         _client: Client,
         _userdata: Any,
-        _mid: int,
+        mid: int,
         _reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
         self.traffic.received_bytes += _PUBACK_BYTES
+        with self._pending_lock:
+            under_way = len(self._pending)
+            size, sent_s = self._pending.pop(mid, (0, None))
+            self._pending_bytes -= size
+            if sent_s is None:
+                self._taken_early.add(mid)
+            else:
+                self._window.taken(time.monotonic() - sent_s, under_way)
         self._on_taken()
 
     def _received(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
@@ -433,13 +526,6 @@ class MqttLink:
         self.traffic.received_packets += 1
         self.traffic.sent_bytes += _PUBACK_BYTES
         self._on_message_cb(message.topic, bytes(message.payload))
-
-
-def _is_acknowledged(info: MQTTMessageInfo) -> bool:
-    try:
-        return info.is_published()
-    except (ValueError, RuntimeError):  # it was refused when it was queued: it is not under way
-        return True
 
 
 def _set_nodelay(_client: Client, _userdata: Any, sock: Any) -> None:

@@ -23,6 +23,7 @@ from coordinator.broker import (
     iotcore_config,
     mosquitto_config,
 )
+from tests.support.federated import TunedBroker
 from wire import BrokerAddress, MqttLink, limits
 from wire.link import publish_packet_bytes
 
@@ -318,3 +319,32 @@ def test_a_broker_that_cannot_start_says_why(
     program.unlink()
     with pytest.raises(BrokerStartError, match="did not start: FileNotFoundError"):
         EmbeddedBroker(kind="mosquitto").start()
+
+
+@pytest.mark.live
+@pytest.mark.skipif("mosquitto" not in available_kinds(), reason="needs Mosquitto")
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_a_link_has_no_more_under_way_than_the_server_receives(most: int) -> None:
+    """Mosquitto says its `max_inflight_messages` as the receive maximum (MQTT 5.0, 3.2.2.3.3)."""
+    with TunedBroker({"max_inflight_messages": str(most)}) as broker, link_to(broker) as (link, _):
+        rooms = set()
+        for _number in range(60):
+            while link.room(limits.CHUNKS_IN_FLIGHT_MAX):
+                link.publish(TOPIC, bytes(10_000))
+            rooms.add(link.in_flight)
+            time.sleep(0.01)
+        assert max(rooms) == min(most, limits.CHUNKS_IN_FLIGHT_MAX)
+
+
+@kinds
+def test_what_the_broker_has_acknowledged_is_not_under_way(kind: Kind) -> None:
+    with EmbeddedBroker(kind=kind) as broker, link_to(broker) as (link, received):
+        for _number in range(200):
+            link.publish(TOPIC, b"x")
+        for _number in range(200):
+            received.get(timeout=WAIT_S)
+        until_s = time.monotonic() + WAIT_S
+        while link.in_flight and time.monotonic() < until_s:
+            time.sleep(0.01)
+        assert (link.in_flight, link.in_flight_bytes) == (0, 0)
+        assert link.room(4) > 0

@@ -9,6 +9,7 @@ from coordinator.downloads import Downloads
 from coordinator.models import Models
 from coordinator.store import Store
 from edge_sdk.download import Download
+from edge_sdk.parts import PartFiles
 from wire import Manifest
 from wire.messages import Chunk, FetchRequest, Message, ModelOffer
 
@@ -122,3 +123,40 @@ def test_a_flood_of_requests_holds_a_few_numbers_for_each_device(
         air.downloads.serve("flood", FetchRequest(number, -1, CHUNK), air.now_s)
     assert len(air.downloads) <= 3
     assert air.bytes_max <= WINDOW + CHUNK
+
+
+def test_after_a_restart_of_both_only_what_is_missing_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transfer id is the payload's digest: a coordinator that remembers nothing knows it."""
+    air = Air(tmp_path, monkeypatch)
+    parts = PartFiles(tmp_path / "models")
+
+    def download() -> Download:
+        return Download(0, air.models.digest, -1, air.models.schema, parts)
+
+    air.devices["d"] = download()
+    air.ask("d")
+    sent: list[int] = []
+    for _ in range(5):
+        sent += [m.index for _d, m in air.waiting[:1] if isinstance(m, Chunk)]
+        air.take()
+    air.waiting.clear()  # and what was under way is lost
+
+    air.downloads = Downloads(
+        Models(Manifest(dict(air.models.served)), Store(tmp_path / "store.sqlite3"), "auto", 0.0),
+        Store(tmp_path / "store.sqlite3"),
+        air._publish,
+        air._in_flight_bytes,
+    )
+    air.downloads.chunk_bytes_max = CHUNK
+    air.devices["d"] = download()
+    assert air.devices["d"].resume() == 4
+    air.ask("d")
+    again: list[int] = []
+    while air.waiting:
+        again += [m.index for _d, m in air.waiting[:1] if isinstance(m, Chunk)]
+        air.take()
+    assert air.whole == {"d"}
+    assert sorted(sent + again) == list(range(len(sent) + len(again)))
+    np.testing.assert_array_equal(air.devices["d"].tensors({})["w"], air.models.served["w"])

@@ -44,12 +44,12 @@ def test_a_sealed_update_is_there_until_it_is_forgotten(reopen: Callable[[], Jou
     reopen().seal(SEALED, b"abc")
     kept = reopen().begin_boot()
     assert (kept.sealed, kept.last_round) == (SEALED, 7)
-    assert reopen().sealed_payload(SEALED.update_id) == b"abc"
-    assert reopen().sealed_payload(b"x" * 16) is None
+    assert reopen().sealed_slice(SEALED.update_id, 0, 2**30) == b"abc"
+    assert reopen().sealed_slice(b"x" * 16, 0, 2**30) is None
     reopen().forget(ForgetUpdate(SEALED.update_id, 7, counted=True, reason="counted"))
     kept = reopen().begin_boot()
     assert (kept.sealed, kept.last_round) == (None, 7)
-    assert reopen().sealed_payload(SEALED.update_id) is None
+    assert reopen().sealed_slice(SEALED.update_id, 0, 2**30) is None
 
 
 def test_models_and_enrolment_are_remembered(reopen: Callable[[], Journal]) -> None:

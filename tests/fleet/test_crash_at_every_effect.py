@@ -38,3 +38,13 @@ def test_the_small_federation_has_no_more_effects_than_are_tried(mode: Mode) -> 
     trial = small(mode)
     assert trial.violation is None
     assert all(0 < have < EFFECTS[number - 1] for number, have in enumerate(trial.effects))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("first", range(1, 120, BLOCK))
+def test_a_crash_in_the_middle_of_a_transfer_breaks_no_promise(first: int) -> None:
+    for effect in range(first, first + BLOCK):
+        crash = Event(kind="crash_at_effect", at_s=0.0, device=0, for_s=5.0, amount=float(effect))
+        trial = small("transfers", crash)
+        assert trial.violation is None, f"effect {effect}: {trial.violation}"
