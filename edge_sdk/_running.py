@@ -19,8 +19,9 @@ from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import Energy
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import Conditions, Policy
+from edge_sdk.release_check import CheckWork
 from edge_sdk.signals import GateClosed, TrainingFailed
-from edge_sdk.work import TrainingWork, Work, WorkDone
+from edge_sdk.work import TrainingWork, Work, WorkDone, could_not_begin
 from wire import Report
 from wire.lock import InstanceLock
 
@@ -126,7 +127,8 @@ class Running:
     def work_done(self, work: Work, event: WorkDone) -> None:
         """The thread has come to its end, told to stop or not."""
         now_s = time.monotonic()
-        finished = not isinstance(event, TrainingFailed)
+        # A check costs what it costs, and says nothing of what an evaluation does.
+        finished = not isinstance(event, TrainingFailed) and not isinstance(work, CheckWork)
         trained = isinstance(work, TrainingWork)
         self.gatekeeper.work_ends(now_s, trained=trained, finished=finished)
         self.driver.work_done(work, event, now_s)
@@ -149,8 +151,7 @@ class Running:
             self.leave()
         while self._refused:
             work = self._refused.pop()
-            failed = TrainingFailed(work.order.round, "still_stopping")
-            self.driver.work_done(work, failed, now_s)
+            self.driver.work_done(work, could_not_begin(work, "still_stopping"), now_s)
         self.driver.wake(now_s)
         due = self.driver.next_wake_s
         look_s = self.gatekeeper.due_s

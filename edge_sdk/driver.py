@@ -10,13 +10,16 @@ network sends is handled or counted and never raises.
 import functools
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Final
 
 import quantization
 from edge_sdk import session as machine
+from edge_sdk.adoption import RELEASE_CHECK, Adoption
 from edge_sdk.download import Download, digest_of
 from edge_sdk.journal import Enrolment, Journal
 from edge_sdk.ladder import Costs, Means, Room, Rung, allowed, uplink
 from edge_sdk.models import ModelShelf
+from edge_sdk.release_check import CheckWork, ReleaseCheck
 from edge_sdk.signals import (
     Adopt,
     Adopted,
@@ -39,6 +42,8 @@ from edge_sdk.signals import (
     Trained,
     TrainingFailed,
     TurnDown,
+    Vetoed,
+    VetoedRelease,
 )
 from edge_sdk.trainer import Model, Trainer, read_only
 from edge_sdk.work import (
@@ -81,9 +86,13 @@ from wire.messages import (
     ModelOffer,
     Refused,
     Release,
+    ReleaseVeto,
     Revoked,
 )
 from wire.topics import Address
+
+# Of a coordinator's frames: an older one refuses a `ReleaseVeto`, a kind that it does not know.
+_HEARS_VETOES_SINCE_MINOR: Final = 1
 
 
 class DeviceDriver:
@@ -102,6 +111,8 @@ class DeviceDriver:
         observe: told every `Report`.
         device_class: a class of `device_profiles`, or "unknown".
         means: what is left of the day's budgets, from any thread.
+        check_release: the app's own check of a release, None to use whatever is released.
+        check_at_once: whether it may run while the gate is closed.
     """
 
     def __init__(
@@ -119,6 +130,8 @@ class DeviceDriver:
         observe: Callable[[Report], None],
         device_class: str = "unknown",
         means: Callable[[], Means] = Means,
+        check_release: ReleaseCheck | None = None,
+        check_at_once: bool = False,
     ) -> None:
         self.manifest = manifest
         self.schema = manifest.schema.shared
@@ -131,7 +144,6 @@ class DeviceDriver:
         self._signer = signer
         self._crypto = crypto
         self._publish_bytes = publish
-        self._start_work = start_work
         self._observe = observe
         self._means = means
         self._last_fetch_bytes = 0
@@ -141,7 +153,14 @@ class DeviceDriver:
         self._work: Work | None = None
         self._trained: TrainingWork | None = None
         self._downloads: dict[int, Download] = {}
-        self._adopting: Adopt | None = None
+        self._adoption = Adoption(
+            check=check_release,
+            at_once=check_at_once,
+            make_trainer=self._make_trainer,
+            start_work=start_work,
+            timers=self.timers,
+        )
+        self._coordinator_minor = 0
         self._events: deque[object] = deque()
         self._logged: set[str] = set()
         self.session = self._boot(device_class)
@@ -163,6 +182,7 @@ class DeviceDriver:
             last_round=kept.last_round,
             sealed=kept.sealed,
             revoked=kept.revoked,
+            veto=kept.veto,
         )
 
     # -- what whoever runs it calls ----------------------------------------------------------
@@ -199,10 +219,16 @@ class DeviceDriver:
         for timer in sorted(name for name, at_s in self.timers.items() if at_s <= now_s):
             if self.timers.get(timer, now_s + 1.0) <= now_s:
                 del self.timers[timer]
-                self._step(Woke(timer), now_s)
+                if timer == RELEASE_CHECK:
+                    self._decide(self._adoption.woke(), now_s)
+                else:
+                    self._step(Woke(timer), now_s)
 
     def work_done(self, work: Work, event: WorkDone, now_s: float) -> None:
         """Work that `start_work` was given is over; what was stopped meanwhile is ignored."""
+        if isinstance(work, CheckWork):
+            self._decide(self._adoption.check_done(work, event, now_s), now_s)
+            return
         if work is not self._work:
             return
         self._work = None
@@ -223,6 +249,7 @@ class DeviceDriver:
             if address != self._down:
                 raise RemoteProtocolError(f"topic {topic[:64]!r} is not this device's")  # noqa: TRY301 - one place counts
             message = frames.open_frame(data, address, self._coordinator_key, self._crypto)
+            self._coordinator_minor = data[frames.MINOR_OFFSET]
             self._on_message(message, now_s)
         except RemoteProtocolError as error:
             self._count_incident(error)
@@ -244,8 +271,8 @@ class DeviceDriver:
                 for version in tuple(self._downloads):
                     self._fail_download(version, message.reason, now_s)
             case Release():
-                if self._adopting is not None and self._adopting.version != message.version:
-                    self._adopting = None  # taken back or overtaken before it was here
+                if self._adoption.wanted_version not in (None, message.version):
+                    self._adoption.drop()  # taken back or overtaken before the app saw it
                 self._step(message, now_s)
             case _:
                 self._step(self._weighed(message), now_s)
@@ -296,6 +323,12 @@ class DeviceDriver:
             for effect in effects:
                 self._execute(effect, now_s)
             self._events.popleft()
+        self._adoption.next_check(
+            gate_is_open=self.session.gate is not None,
+            is_working=self._work is not None,
+            models=lambda version: (self._model(version), self.released),
+            now_s=now_s,
+        )
 
     def _execute(self, effect: Effect, now_s: float) -> None:
         match effect:
@@ -344,12 +377,18 @@ class DeviceDriver:
                 self._shelf.save_residual(self._trained.new_residual)
             case ForgetUpdate():
                 self._journal.forget(record)
+            case VetoedRelease():
+                self._journal.veto(record)
+                self._retain()
             case Revoked():
                 self._journal.revoke(record.reason)
+                self._adoption.drop()
             case _:
                 raise LocalProtocolError(f"no place for {type(record).__name__}")
 
     def _send(self, message: Message) -> None:
+        if isinstance(message, ReleaseVeto) and self._coordinator_minor < _HEARS_VETOES_SINCE_MINOR:
+            return
         self._publish_bytes(self._up.topic, frames.seal(message, self._up, self._signer))
 
     def _send_chunks(self, effect: SendChunks) -> None:
@@ -408,27 +447,46 @@ class DeviceDriver:
         self._shelf.save(download.version, tensors)
         held = max(self.session.held_version, download.version)
         self._journal.note_held(held)
-        self._shelf.retain({held, self.released.version, download.version})
+        self._retain(held, download.version)
         self._step(BaseReady(download.version), now_s)
-        if self._adopting is not None and self._adopting.version == download.version:
-            self._adopt(self._adopting, now_s)
+        wanted = self._adoption.wanted
+        if wanted is not None and wanted.version == download.version:
+            self._adopt(wanted, now_s)
 
     def _fail_download(self, version: int, reason: str, now_s: float) -> None:
         del self._downloads[version]
-        if self._adopting is not None and self._adopting.version == version:
-            self._adopting = None
+        if self._adoption.wanted_version == version:
+            self._adoption.drop()
         self._step(BaseFailed(version, reason), now_s)
 
     def _adopt(self, effect: Adopt, now_s: float) -> None:
-        if not self._holds(effect.version, effect.digest):
-            self._adopting = effect
+        is_here = self._holds(effect.version, effect.digest)
+        if self._adoption.want(effect, is_here=is_here):
+            self._use(effect, now_s)
+        elif is_here:
+            self._step(Woke(RELEASE_CHECK), now_s)  # checked at the end of a step
+        else:
             self._fetch(effect.version, effect.digest)
-            return
-        self._adopting = None
+
+    def _use(self, effect: Adopt, now_s: float) -> None:
         self._journal.note_released(effect.version)
         self.released = self._model(effect.version)
-        self._shelf.retain({self.session.held_version, effect.version})
+        self._retain()
         self._step(Adopted(effect.version), now_s)
+
+    def _decide(self, verdict: Adopt | Vetoed | None, now_s: float) -> None:
+        """A check is over, one way or another; then come those that waited behind it."""
+        if isinstance(verdict, Adopt):
+            self._use(verdict, now_s)
+        else:
+            self._step(verdict or Woke(RELEASE_CHECK), now_s)
+        self._adoption.start_what_waits()
+
+    def _retain(self, *versions: int) -> None:
+        """Drop files of models that are neither these, nor held, used or on their way."""
+        wanted = self._adoption.wanted_version
+        kept = {*versions, self.session.held_version, self.released.version}
+        self._shelf.retain(kept if wanted is None else kept | {wanted})
 
     # -- work --------------------------------------------------------------------------------
 
@@ -451,7 +509,7 @@ class DeviceDriver:
             payload_bytes_max=lambda: uplink(self._means().room),
             make_trainer=self._make_trainer,
         )
-        self._start_work(self._work)
+        self._adoption.start(self._work)
 
     def _evaluate(self, effect: Evaluate, now_s: float) -> None:
         base = self._load(effect.version)
@@ -465,13 +523,13 @@ class DeviceDriver:
             personal=self._shelf.personal(),
             make_trainer=self._make_trainer,
         )
-        self._start_work(self._work)
+        self._adoption.start(self._work)
 
     def _stop_work(self) -> None:
         if self._work is not None:
             self._work.stop()
             self._work = None
-        wanted = None if self._adopting is None else self._adopting.version
+        wanted = self._adoption.wanted_version
         self._downloads = {v: d for v, d in self._downloads.items() if v == wanted}
 
     def _count_incident(self, error: RemoteProtocolError) -> None:

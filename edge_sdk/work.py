@@ -8,7 +8,7 @@ raises.
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,13 +16,14 @@ import numpy as np
 
 import quantization
 from edge_sdk.ladder import Rung, least_payload_bytes
+from edge_sdk.release_check import Checked, CheckFailed, CheckWork
 from edge_sdk.signals import Evaluate, Evaluated, SealedUpdate, Train, Trained, TrainingFailed
 from edge_sdk.trainer import EvalResult, Model, Trainer, TrainingStoppedError, TrainResult
+from edge_sdk.user_code import blamed, bounded, finite
 from privacy import clip_l2
-from wire import LocalProtocolError, Manifest, Tensors, limits
+from wire import LocalProtocolError, Manifest, Tensors
 from wire.errors import NotFiniteError, RemoteProtocolError, SchemaMismatchError
 
-_DETAIL_CHARS: Final = 160
 _NO_EXAMPLES: Final = "no_examples"
 # A look at an example costs about a third of a training step: one pass forward instead of a forward
 # and two backward ones.
@@ -75,7 +76,7 @@ class TrainingWork:
             # The trainer returned what the wire would refuse: the wire's own word for it.
             reason, detail = error.reason, str(error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code; the app goes on
-            reason, detail = _blamed(error)
+            reason, detail = blamed(error)
         return _failed(self.order.round, reason, detail)
 
     def _run(self) -> Trained | TrainingFailed:
@@ -83,7 +84,7 @@ class TrainingWork:
         try:
             codec = quantization.check_spec(order.codec)
         except LocalProtocolError:
-            return TrainingFailed(order.round, "unknown_codec", order.codec[:_DETAIL_CHARS])
+            return TrainingFailed(order.round, "unknown_codec", bounded(order.codec))
         trainer = self.make_trainer()
         measured = trainer.evaluate(self._model(), order.plan, stop=lambda: self._stopped)
         result = trainer.train(self._model(), order.plan, stop=lambda: self._stopped)
@@ -201,33 +202,11 @@ def _metrics(measured: EvalResult, result: TrainResult, rung: Rung) -> dict[str,
         about |= {"base_loss": measured.loss, "base_examples": measured.num_examples}
     if rung is not Rung.FULL:
         about["rung"] = float(rung)
-    return _finite(about | result.metrics)
-
-
-def _finite(about: Mapping[str, float]) -> dict[str, float]:
-    """Those figures that may go onto the wire."""
-    finite = {
-        name: float(value)
-        for name, value in about.items()
-        if 0 < len(name) <= limits.NAME_CHARS_MAX and math.isfinite(value)
-    }
-    return dict(list(finite.items())[: limits.METRICS_MAX])
-
-
-def _blamed(error: BaseException) -> tuple[str, str]:
-    """The reason and the detail that user code is reported with which raised this."""
-    reason, detail = "trainer_failed", f"{type(error).__name__}: {error}"
-    if isinstance(error, TrainingStoppedError):
-        reason, detail = "stopped", ""
-    elif isinstance(error, MemoryError):
-        reason, detail = "out_of_memory", ""
-    return reason, detail
+    return finite(about | result.metrics)
 
 
 def _failed(round_number: int, reason: str, detail: str) -> TrainingFailed:
-    """Whatever an exception says must pass the wire: text that UTF-8 can carry, and not much."""
-    said = detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
-    return TrainingFailed(round_number, reason, said)
+    return TrainingFailed(round_number, reason, bounded(detail))
 
 
 @dataclass(slots=True)
@@ -256,7 +235,7 @@ class EvaluationWork:
         try:
             return self._run()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code; the app goes on
-            return _failed(self.order.round, *_blamed(error))
+            return _failed(self.order.round, *blamed(error))
 
     def _run(self) -> Evaluated | TrainingFailed:
         order = self.order
@@ -272,9 +251,19 @@ class EvaluationWork:
         if not math.isfinite(loss):
             return TrainingFailed(order.round, NotFiniteError.reason, f"a loss of {loss}")
         self.examples_seen = -(-num_examples // _PASSES_OF_A_STEP)
-        return Evaluated(order.round, order.version, loss, num_examples, _finite(found.metrics))
+        return Evaluated(order.round, order.version, loss, num_examples, finite(found.metrics))
 
 
-Work = TrainingWork | EvaluationWork
-WorkDone = Trained | Evaluated | TrainingFailed
+Work = TrainingWork | EvaluationWork | CheckWork
+WorkDone = Trained | Evaluated | TrainingFailed | Checked | CheckFailed
 StartWork = Callable[[Work], None]
+
+
+def round_of(work: Work) -> int:
+    """The round that work is for, 0 if it is for none."""
+    return 0 if isinstance(work, CheckWork) else work.order.round
+
+
+def could_not_begin(work: Work, reason: str) -> TrainingFailed | CheckFailed:
+    """What came of work that nobody has begun."""
+    return CheckFailed() if isinstance(work, CheckWork) else _failed(work.order.round, reason, "")

@@ -10,8 +10,9 @@ from edge_sdk.forecast import UNKNOWN_S, Diary
 from edge_sdk.ladder import Means, Room
 from edge_sdk.policy import GATE_EVERY_S, GATE_WORKING_S, SECONDS_PER_DAY, judge
 from edge_sdk.quiet import QuietHours
+from edge_sdk.release_check import CheckWork
 from edge_sdk.signals import NOTHING, GateClosed, GateOpened, Spent
-from edge_sdk.work import TrainingWork, Work, WorkDone
+from edge_sdk.work import TrainingWork, Work, WorkDone, round_of
 from fleet.clocks import DRIFT_MAX, Uptime, WallClock
 from fleet.device_disk import DeviceDisk, DiskShelf
 from fleet.disk import PowerCutError
@@ -195,7 +196,9 @@ class DeviceHost(Host):
 
     def start_work(self, device: VirtualDevice, work: Work) -> None:
         """Train now, and be done when the profile says."""
-        device.strike(work.order.round)
+        if self._work is not None:
+            self._stop_training()
+        device.strike(round_of(work))
         if device.gone:
             self.gone = True
             self.crash()
@@ -216,7 +219,8 @@ class DeviceHost(Host):
         self._plan_empty()
         if self.policy.training_s_per_day_max or self.policy.joules_per_day_max:
             self._judge_by(self.world.now_s + GATE_WORKING_S)
-        self._maybe_vanish(work.order.round, seconds)
+        if not isinstance(work, CheckWork):
+            self._maybe_vanish(work.order.round, seconds)
         self.world.after(
             seconds,
             f"trained {self.name} {type(event).__name__}",
@@ -238,7 +242,7 @@ class DeviceHost(Host):
             self.power.train(now=False)
             spent_s = self.world.now_s - self._work_began_s
             self._training_s += spent_s
-            self.device.note_training(self._work.order.round, spent_s)
+            self.device.note_training(round_of(self._work), spent_s)
             if isinstance(self._work, TrainingWork) and not self._work.stopped:
                 joules = spent_s * training_w_extra(self.profile)
                 self._last_training = Spent(0, joules, spent_s)
