@@ -15,6 +15,7 @@ from edge_sdk.journal import JournalError
 from edge_sdk.numpy_trainer import NumpyTrainer
 from edge_sdk.policy import Conditions, Policy, PolicyError
 from edge_sdk.reasons import Reason
+from edge_sdk.release_check import ReleaseCheck, Veto, no_worse_than
 from edge_sdk.torch_trainer import TorchTrainer, manifest_of
 from edge_sdk.trainer import (
     DeviceInfo,
@@ -49,6 +50,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Reason",
+    "ReleaseCheck",
     "Split",
     "Task",
     "TaskError",
@@ -56,7 +58,9 @@ __all__ = [
     "TrainResult",
     "Trainer",
     "TrainingStoppedError",
+    "Veto",
     "load_task",
     "manifest_of",
+    "no_worse_than",
     "read_status",
 ]

@@ -144,7 +144,7 @@ class MemoryJournal:
     _released_version: int = 0
     _last_round: int = 0
     _revoked: bool = False
-    _veto: VetoedRelease | None = None
+    last_veto: VetoedRelease | None = None
     _spent: dict[int, Spent] = field(default_factory=dict)
     _spells: Spells = field(default_factory=Spells)
 
@@ -159,7 +159,7 @@ class MemoryJournal:
             released_version=self._released_version,
             last_round=self._last_round,
             revoked=self._revoked,
-            veto=self._veto,
+            veto=self.last_veto,
         )
 
     def enrol(self, enrolment: Enrolment) -> None:
@@ -197,7 +197,7 @@ class MemoryJournal:
 
     def veto(self, vetoed: VetoedRelease) -> None:
         """Remember the last release that was found unfit, and that the app does not see it."""
-        self._veto = vetoed
+        self.last_veto = vetoed
         self._released_version = vetoed.kept_version
 
     def spend(self, day: int, more: Spent) -> Spent:

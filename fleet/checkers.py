@@ -32,8 +32,9 @@ _KIND_OFFSET: Final = 4
 # A closed round's evidence is looked at once more, and then never again.
 _ROUNDS_BACK: Final = 2
 _TIMERS_MAX: Final = 8
-# Held, released and the next one; one more whose save a crash cut off from its clean-up; personal.
-_MODEL_FILES_MAX: Final = 5
+# Held, released, the next one and one that waits for its check; one more whose save a crash cut off
+# from its clean-up; personal.
+_MODEL_FILES_MAX: Final = 6
 _TORN_FILES_MAX: Final = 3
 _DEADLINE_SLACK_S: Final = 1.0
 # Hosts that did nothing in an event are looked at this often all the same: who knows.
@@ -376,6 +377,20 @@ def a_device_uses_released_models_alone(evidence: Evidence) -> None:
             )
 
 
+def a_vetoed_release_never_reaches_the_app(evidence: Evidence) -> None:
+    """What a device's own check is against it does not use, and it always has a whole model."""
+    for host in evidence.stirred:
+        veto, model = host.disk.last_veto, host.device.driver.released
+        if veto is not None and model.version == veto.version:
+            raise ViolationError(
+                "a_vetoed_release_never_reaches_the_app", f"{host.name} uses {model.version}"
+            )
+        if model.tensors.keys() != host.device.driver.manifest.tensors.keys():
+            raise ViolationError(
+                "a_vetoed_release_never_reaches_the_app", f"{host.name} has half a model"
+            )
+
+
 def a_sealed_update_waits_for_its_settlement(evidence: Evidence) -> None:
     """A device forgets an update only when the ledger has decided it, in the same way."""
     for host in evidence.stirred:
@@ -513,6 +528,7 @@ EVENT_CHECKERS: Final = (
     nothing_is_said_before_it_is_on_disk,
     nobody_is_invited_who_has_not_spoken,
     a_device_uses_released_models_alone,
+    a_vetoed_release_never_reaches_the_app,
     a_sealed_update_waits_for_its_settlement,
     memory_is_bounded,
     work_has_a_way_on,
@@ -547,10 +563,15 @@ def every_round_was_closed(evidence: Evidence) -> None:
 
 
 def everybody_has_the_released_model(evidence: Evidence) -> None:
-    """In the end every device that works runs the last release."""
-    latest = evidence.fleet.coordinator.models.version
+    """In the end every device that works runs the last release, or has said why it does not."""
+    coordinator = evidence.fleet.coordinator
+    latest = coordinator.models.version
     for host in evidence.fleet.hosts[: evidence.core]:
-        if not host.gone and host.device.driver.released.version != latest:
+        if host.gone or host.device.driver.released.version == latest:
+            continue
+        veto = host.disk.last_veto
+        said = veto is not None and veto.version == latest
+        if not said or not coordinator.store.has_vetoed(host.device.name, latest):
             raise ViolationError("everybody_has_the_released_model", host.name)
 
 

@@ -25,6 +25,7 @@ from fleet.deeds import unleash
 from fleet.faults import GATEWAY, Event, EventKind
 from fleet.network import Weather
 from fleet.record import FleetRun
+from fleet.release_checks import checks, promote_now_and_then
 from fleet.toy import ToyTask
 from fleet.virtual import VirtualFleet
 from fleet.world import World
@@ -233,6 +234,7 @@ def try_seed(
     )
     allowed = budgets(seed, devices) if mode not in _LIVENESS else (0,) * devices
     trains_s = training_budgets(seed, devices) if mode not in _LIVENESS else (0.0,) * devices
+    checked = checks(seed, devices)
     witness = Witness(
         lambda told: VirtualFleet(
             run,
@@ -243,6 +245,7 @@ def try_seed(
                 training_s_per_day_max=trains_s[number],
             ),
             on_publish=told,
+            check_of=lambda number: checked[number],
         )
     )
     fleet, evidence = witness.fleet, witness.evidence
@@ -251,13 +254,16 @@ def try_seed(
     violation = None
     try:
         unleash(fleet, events)
+        promote_now_and_then(fleet)
         fleet.start()
         fleet.world.run(FAULTS_UNTIL_S + 200.0)
         if mode not in _LIVENESS:
             _heal(fleet)
         fleet.world.run(fleet.world.now_s + CALM_S)
         finals = LIVENESS_CHECKERS if mode in _LIVENESS else FINAL_CHECKERS
-        for _hour in range(NEXT_DAY_H if any(allowed) else 0):
+        # A check waits for the gate, and so for the next day's seconds.
+        waits = any(allowed) or (any(checked) and any(trains_s))
+        for _hour in range(NEXT_DAY_H if waits else 0):
             if _hold(finals, evidence):
                 break
             fleet.world.run(fleet.world.now_s + 3_600.0)
