@@ -41,6 +41,8 @@ class Gatekeeper:
         traffic: (sent, received) MQTT bytes since the link was made.
 
     Attributes:
+        opted_out: whether the owner has closed the gate for good.
+        allowed: what the last look found, an opt-out aside.
         gate: what the last look found.
         due_s: when to look again, by the monotonic clock.
     """
@@ -54,6 +56,8 @@ class Gatekeeper:
         energy: Energy,
         traffic: Callable[[], tuple[int, int]],
     ) -> None:
+        self.opted_out = False
+        self.allowed: GateOpened | GateClosed | None = None
         self.gate: GateOpened | GateClosed | None = None
         self.due_s = 0.0
         self._policy = policy
@@ -124,11 +128,14 @@ class Gatekeeper:
             gate = judge(
                 self._policy,
                 now,
-                was_open=isinstance(self.gate, GateOpened),
+                was_open=isinstance(self.allowed, GateOpened),
                 spent=spent,
                 quiet=self._quiet.look(at.local_s, at.now_s),
                 forecast_s=self._diary.forecast_s(at.unix_s),
             )
+        self.allowed = gate
+        if self.opted_out:
+            gate = GateClosed("opted_out")
         self._note_day(at.unix_s, is_open=isinstance(gate, GateOpened))
         if gate == self.gate:
             return None

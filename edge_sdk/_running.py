@@ -7,6 +7,7 @@ small turns and is the only one that touches the driver, the journal and the mod
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 from edge_sdk._gatekeeper import Gatekeeper, Moment
 from edge_sdk._priority import lower_this_thread
+from edge_sdk.consent import LEAVE_EVERY_S, Heard
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import Energy
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import Conditions, Policy
 from edge_sdk.release_check import CheckWork
+from edge_sdk.session import Phase
 from edge_sdk.signals import GateClosed, TrainingFailed
 from edge_sdk.work import TrainingWork, Work, WorkDone, could_not_begin
 from wire import Report
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from wire import MqttLink
 
 FAREWELL_S: Final = 2.0
-LEAVE_EVERY_S: Final = 2.0
+# How long a device that was asked to leave by another process waits for its coordinator.
+LEAVE_S: Final = 10.0
 QUEUE_MAX: Final = 4_096
 # A turn ends after so many items, however many wait: timers, the gate and `stop` have their turn.
 _ITEMS_A_TURN: Final = 64
@@ -58,7 +62,10 @@ class Running:
         self._inbox: queue.Queue[Callable[[Running], None]] = queue.Queue(QUEUE_MAX)
         self._closing = threading.Event()
         self._training: threading.Thread | None = None
+        self._heard = Heard(journal)
+        self._hung_up = threading.Event()
         self._leave_at_s: float | None = None
+        self._leave_until_s = math.inf
         self._refused: list[Work] = []
         self._policy = policy
         self.gatekeeper = Gatekeeper(
@@ -70,35 +77,42 @@ class Running:
         )
         self._work: Work | None = None
         self._down_said = ""
+        self._connected = False
         self.observe = observe
 
     # -- called by the link's thread: they only hand over ------------------------------------
 
     def hear(self, topic: str, data: bytes) -> None:
         """A publication has come."""
-        self._hand_over(lambda r: r.driver.on_frame(topic, data, time.monotonic()))
+        self._from_link(lambda r: r.driver.on_frame(topic, data, time.monotonic()))
 
-    def _hand_over(self, action: "Callable[[Running], None]") -> None:
+    def _hand_over(
+        self, action: "Callable[[Running], None]", *, unless: threading.Event | None = None
+    ) -> None:
         """Wait for room in the queue, which holds the broker back, but not for a loop that ends."""
-        while not self._closing.is_set():
+        while not self._closing.is_set() and not (unless is not None and unless.is_set()):
             with contextlib.suppress(queue.Full):
                 self._inbox.put(action, timeout=_WAIT_S_MAX)
                 return
+
+    def _from_link(self, action: "Callable[[Running], None]") -> None:
+        """Nothing is heard of a link that was hung up, which waits for this thread to end."""
+        self._hand_over(action, unless=self._hung_up)
 
     def link_up(self, packet_bytes_max: int) -> None:
         """The link is up."""
         if self._down_said:
             self._down_said = ""
-            self._hand_over(lambda r: r.observe(Report("broker_up")))
-        self._hand_over(lambda r: r.driver.on_link_up(packet_bytes_max, time.monotonic()))
+            self._from_link(lambda r: r.observe(Report("broker_up")))
+        self._from_link(lambda r: r.driver.on_link_up(packet_bytes_max, time.monotonic()))
 
     def link_down(self, reason: str) -> None:
         """The link is down, or does not come up."""
         # Reconnecting says the same again and again: once is enough for people.
         if reason != self._down_said:
             self._down_said = reason
-            self._hand_over(lambda r: r.observe(Report("broker_down", f"{reason}; trying again")))
-        self._hand_over(lambda r: r.driver.on_link_down(time.monotonic()))
+            self._from_link(lambda r: r.observe(Report("broker_down", f"{reason}; trying again")))
+        self._from_link(lambda r: r.driver.on_link_down(time.monotonic()))
 
     # -- the device's thread -----------------------------------------------------------------
 
@@ -137,6 +151,54 @@ class Running:
         """From any thread: begin to say that the owner takes the device out."""
         self._hand_over(Running.leave)
 
+    def begin(self) -> None:
+        """Connect, unless the owner has opted out."""
+        self._heed()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the owner has asked for the end, and the coordinator had time to hear of it."""
+        return time.monotonic() >= self._leave_until_s
+
+    def ask_owner(self) -> None:
+        """From any thread: look at once for what the owner has said."""
+        self._hand_over(lambda r: r.look_for_owner(at_once=True))
+
+    def look_for_owner(self, *, at_once: bool = False) -> None:
+        """Do what the owner has said since the last look."""
+        if self._heard.look(math.inf if at_once else time.monotonic()):
+            self._heed()
+
+    def _heed(self) -> None:
+        """Hang up or connect, as the owner wants it."""
+        was_out, out = self.gatekeeper.opted_out, self._heard.opted_out
+        self.gatekeeper.opted_out = out
+        if out and not was_out:
+            self._judge()
+            self.observe(Report("opted_out"))
+        if out and not self._heard.leaving:
+            self._hang_up()
+        elif not self._connected:
+            self._hung_up.clear()
+            self._connected = True
+            self.link.start()
+        if was_out and not out:
+            self._judge()
+            self.observe(Report("opted_in"))
+        if self._heard.leaving and self._leave_until_s == math.inf:
+            self._leave_until_s = time.monotonic() + LEAVE_S
+            self.leave()
+
+    def _hang_up(self) -> None:
+        """Let the broker have the withdrawal, but no more of an update, and close the link."""
+        if self._connected:
+            if self.driver.session.phase is not Phase.UPLOADING:
+                self._drain()
+            self._hung_up.set()
+            self.link.stop()
+            self._connected = False
+            self.driver.on_link_down(time.monotonic())
+
     def leave(self) -> None:
         """Say that the owner takes the device out; again until the coordinator answers."""
         self._leave_at_s = time.monotonic() + LEAVE_EVERY_S
@@ -144,6 +206,7 @@ class Running:
 
     def turn(self) -> None:
         """Do what is due, then wait for what comes."""
+        self.look_for_owner()
         now_s = time.monotonic()
         if now_s >= self.gatekeeper.due_s:
             self._judge()
@@ -176,10 +239,14 @@ class Running:
         stopped = GateClosed("stopped")
         self.driver.on_gate(stopped, time.monotonic())
         self.gatekeeper.note_waits(stopped)
+        self._drain()
+        self.gatekeeper.spend(_moment(), at_once=True)
+
+    def _drain(self) -> None:
+        """Wait a moment for the broker to take what was sent."""
         until_s = time.monotonic() + FAREWELL_S
         while self.link.up and self.link.in_flight and time.monotonic() < until_s:
             time.sleep(0.01)
-        self.gatekeeper.spend(_moment(), at_once=True)
 
     def close(self) -> None:
         """Let go of everything, whatever has happened."""

@@ -10,18 +10,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from edge_sdk._running import Running
+from edge_sdk.consent import MODELS_DIR, delete_state, opt_in, opt_out
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import energy_of
-from edge_sdk.enrolment import CA_FILE, EnrolmentError, enrol, tls_files
+from edge_sdk.enrolment import EnrolmentError, enrol, tls_files
 from edge_sdk.example_store import ExampleStore, ExampleStoreError
-from edge_sdk.journal import JOURNAL_FILE, Enrolment, SqliteJournal
+from edge_sdk.journal import Enrolment, SqliteJournal
 from edge_sdk.models import FileShelf
 from edge_sdk.policy import SECONDS_PER_DAY, Policy, Source, conditions_from, sense
+from edge_sdk.release_check import ReleaseCheck
 from edge_sdk.session import Phase
-from edge_sdk.signals import ForgetUpdate
+from edge_sdk.signals import ForgetUpdate, VetoedRelease
 from edge_sdk.trainer import DeviceInfo, Model, Task, load_task, read_only
 from wire import (
     Crypto,
@@ -32,10 +34,9 @@ from wire import (
     SecretSource,
     SystemSecrets,
 )
-from wire.lock import LOCK_FILE, InstanceLock
+from wire.lock import InstanceLock
 from wire.token import TokenFileError, read_tokens
 
-_MODELS: Final = "models"
 _log = logging.getLogger("potluck.device")
 
 
@@ -50,17 +51,19 @@ class DeviceStatus:
     `spent_bytes_today` are MQTT bytes both ways in the current UTC day, `spent_joules_today` the
     estimated energy beyond idling, `spent_training_s_today` seconds of training and evaluation.
     `waits` is why it begins nothing, a word of `edge_sdk.reasons`, as of its last look at its
-    rules; empty when it may.
+    rules; empty when it may. `veto` is the last release that its app does not use, and why.
     """
 
     device: str | None
     federation: str | None
     revoked: str | None
+    opted_out: bool
     boot: int
     model_version: int
     held_version: int
     last_round: int
     sealed_round: int | None
+    veto: VetoedRelease | None
     counted: int
     not_counted: dict[str, int]
     waits: str
@@ -88,11 +91,13 @@ def read_status(state_dir: Path | str) -> DeviceStatus:
             device=None if kept.enrolment is None else kept.enrolment.device,
             federation=None if kept.enrolment is None else kept.enrolment.federation,
             revoked=journal.revoked,
+            opted_out=journal.opted_out,
             boot=kept.boot,
             model_version=kept.released_version,
             held_version=kept.held_version,
             last_round=kept.last_round,
             sealed_round=None if kept.sealed is None else kept.sealed.round,
+            veto=kept.veto,
             counted=sum(line.counted for line in history),
             not_counted=reasons,
             waits=journal.waits,
@@ -120,6 +125,7 @@ class Device:
         info: handed to `task.trainer`.
         broker: a URL that replaces the token's own.
         examples: the app's own store of examples, which `leave` deletes too.
+        check_release: the app's own word on a release before it sees it; see `ReleaseCheck`.
         crypto: the signature scheme.
         secrets: where the device's key comes from.
     """
@@ -136,6 +142,7 @@ class Device:
         info: DeviceInfo | None = None,
         broker: str | None = None,
         examples: ExampleStore | None = None,
+        check_release: ReleaseCheck | None = None,
         crypto: Crypto | None = None,
         secrets: SecretSource | None = None,
     ) -> None:
@@ -149,10 +156,12 @@ class Device:
         self._info = info or DeviceInfo()
         self._broker = broker
         self._examples = examples
+        self._check_release = check_release
         self._crypto = crypto or Ed25519()
         self._secrets = secrets or SystemSecrets()
         self._manifest: Manifest | None = None
         self._model: Model | None = None
+        self._model_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._current: Running | None = None
         self._stopping = threading.Event()
@@ -257,14 +266,40 @@ class Device:
 
         It changes only when the coordinator releases a version, never in the middle of training.
         """
-        if self._model is None:
-            self._model = self._stored_model()
-        return self._model
+        model = self._model
+        if model is None:
+            with self._model_lock:  # of two that ask at once, and a device that starts meanwhile
+                model = self._model = self._model or self._stored_model()
+        return model
 
     @property
     def status(self) -> DeviceStatus:
         """What the device did, spent and waits for."""
         return read_status(self.state_dir)
+
+    def opt_out(self) -> None:
+        """Send nothing any more, and take no part, until `opt_in`; a restart changes nothing.
+
+        What is not sealed is given up; a sealed update stays here. The app keeps its model.
+
+        Raises:
+            JournalError: no device has run here, or its journal cannot be written.
+        """
+        opt_out(self.state_dir)
+        self._tell_running()
+
+    def opt_in(self) -> None:
+        """Take part again.
+
+        Raises:
+            JournalError: no device has run here, or its journal cannot be written.
+        """
+        opt_in(self.state_dir)
+        self._tell_running()
+
+    def _tell_running(self) -> None:
+        if self.running and self._current is not None:
+            self._current.ask_owner()
 
     def leave(self, *, timeout_s: float = 10.0) -> bool:
         """Take the device out of the federation and delete everything that it kept.
@@ -286,19 +321,12 @@ class Device:
 
     def _delete(self) -> None:
         """Remove what this class has made, and the examples; what else is there is not ours."""
-        import shutil  # noqa: PLC0415 - once in a device's life
-
         if self._examples is not None:
             try:
                 self._examples.destroy()
             except ExampleStoreError as error:
                 _log.warning("examples: %s", error)
-        shutil.rmtree(self.state_dir / _MODELS, ignore_errors=True)
-        for pattern in (f"{JOURNAL_FILE}*", CA_FILE, f"{LOCK_FILE}*"):
-            for path in self.state_dir.glob(pattern):
-                path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.state_dir.rmdir()
+        delete_state(self.state_dir)
 
     # -- the thread --------------------------------------------------------------------------
 
@@ -317,7 +345,7 @@ class Device:
         version = 0
         with contextlib.suppress(PotluckError):
             version = read_status(self.state_dir).model_version
-        shelf = FileShelf(self.state_dir / _MODELS, manifest.schema)
+        shelf = FileShelf(self.state_dir / MODELS_DIR, manifest.schema)
         shared = shelf.load(version) if version else None
         tensors = manifest.complete(shared or {}, shelf.personal())
         path = shelf.path(version) if shared else None
@@ -337,7 +365,8 @@ class Device:
         self._revoked.clear()
         self.error = None
         self._current = running
-        self._model = running.driver.released
+        with self._model_lock:
+            self._model = running.driver.released
         return running
 
     def _assemble(self, manifest: Manifest, lock: InstanceLock, journal: SqliteJournal) -> Running:
@@ -359,7 +388,7 @@ class Device:
             manifest=manifest,
             make_trainer=lambda: self.task.trainer(self._info),
             journal=journal,
-            shelf=FileShelf(self.state_dir / _MODELS, manifest.schema),
+            shelf=FileShelf(self.state_dir / MODELS_DIR, manifest.schema),
             enrolment=enrolment,
             signer=self._crypto.signer(journal.identity_key(self._secrets.token(32))),
             crypto=self._crypto,
@@ -368,6 +397,8 @@ class Device:
             observe=self._observe,
             device_class=self._device_class,
             means=running.gatekeeper.means,
+            check_release=self._check_release,
+            check_at_once=self.policy.check_releases_at_once,
         )
         address = BrokerAddress.parse(self._broker or enrolment.broker)
         running.link = MqttLink(
@@ -384,12 +415,14 @@ class Device:
 
     def _run(self, running: Running) -> None:
         try:
-            running.link.start()
+            running.begin()
             while not self._stopping.is_set():
                 running.turn()
                 self._model = running.driver.released
                 if running.driver.session.phase is Phase.REVOKED:
                     self._revoked.set()
+                    break
+                if running.has_left:
                     break
             running.farewell()
         except Exception as error:  # noqa: BLE001 - the app goes on, whatever ended the device

@@ -324,6 +324,28 @@ class SqliteJournal:
         value = self._fact("revoked")
         return None if value is None else value.decode()
 
+    @property
+    def opted_out(self) -> bool:
+        """Whether the owner wants nothing to be sent."""
+        return self._number("opted_out") == 1
+
+    def set_opted_out(self, *, opted_out: bool) -> bool:
+        """Remember whether the owner wants nothing to be sent; False when that is no news."""
+        with self._transaction():
+            if self.opted_out == opted_out:
+                return False
+            self._put("opted_out", int(opted_out))
+        return True
+
+    @property
+    def leave_asked(self) -> bool:
+        """Whether the owner wants the device out of the federation."""
+        return self._number("leave_asked") == 1
+
+    def ask_to_leave(self) -> None:
+        """Remember that the owner wants the device out."""
+        self._put("leave_asked", 1)
+
     # -- the session -------------------------------------------------------------------------
 
     def reset(self) -> None:

@@ -24,6 +24,7 @@ class Reason(StrEnum):
         return member
 
     # -- the gate, in the order in which they are looked at --------------------------------------
+    OPTED_OUT = "opted_out", "the owner has opted out: nothing is sent"
     BYTE_BUDGET_SPENT = "byte_budget_spent", "the day's bytes are used up"
     METERED = "metered", "the network is paid by the byte"
     DISK_LOW = "disk_low", "the disk has little room left"
