@@ -74,6 +74,7 @@ class Gatekeeper:
         self._this_work = NOTHING
         self._spent = NOTHING
         self._last_training = NOTHING
+        self._last_head_training = NOTHING
         self._last_evaluation = NOTHING
 
     # -- work --------------------------------------------------------------------------------
@@ -83,11 +84,15 @@ class Gatekeeper:
         self._working_since_s, self._this_work = now_s, NOTHING
         self.due_s = min(self.due_s, now_s + GATE_WORKING_S)
 
-    def work_ends(self, now_s: float, *, trained: bool, finished: bool) -> None:
+    def work_ends(
+        self, now_s: float, *, trained: bool, finished: bool, head_alone: bool = False
+    ) -> None:
         """It is over; what it took is what the next one is expected to take, if it was finished."""
         self._note_work(now_s)
         self._working_since_s = None
-        if finished and trained:
+        if finished and trained and head_alone:
+            self._last_head_training = self._this_work
+        elif finished and trained:
             self._last_training = self._this_work
         elif finished:
             self._last_evaluation = self._this_work
@@ -105,7 +110,7 @@ class Gatekeeper:
     def means(self) -> Means:
         """What is left of the day, and what work takes; from any thread, as of the last look."""
         room = Room.left(self._policy.budgets, self._spent)
-        return Means(room, self._last_training, self._last_evaluation)
+        return Means(room, self._last_training, self._last_head_training, self._last_evaluation)
 
     # -- looks -------------------------------------------------------------------------------
 

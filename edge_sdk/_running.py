@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ from edge_sdk._priority import lower_this_thread
 from edge_sdk.consent import LEAVE_EVERY_S, Heard
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import Energy
+from edge_sdk.fine_tuning import FineTuned, FineTuneWork, FineTuningError, blame_gate
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import Conditions, Policy
 from edge_sdk.release_check import CheckWork
@@ -67,6 +69,9 @@ class Running:
         self._leave_at_s: float | None = None
         self._leave_until_s = math.inf
         self._refused: list[Work] = []
+        self.tunings: deque[FineTuneWork] = deque()
+        self._tuning: FineTuneWork | None = None
+        self._behind: Work | None = None
         self._policy = policy
         self.gatekeeper = Gatekeeper(
             policy=policy,
@@ -122,6 +127,9 @@ class Running:
 
     def start_work(self, work: Work) -> None:
         """Train or evaluate on a thread of its own."""
+        if self._tuning is not None:
+            self._behind = work
+            return
         if self._training is not None and self._training.is_alive():
             # A trainer that does not look at `stop`: never two at once on one trainer.
             self._refused.append(work)
@@ -138,13 +146,51 @@ class Running:
         self._training = threading.Thread(target=train, name="potluck-training", daemon=True)
         self._training.start()
 
+    def fine_tune(self, work: FineTuneWork) -> None:
+        """From any thread: train the personal part when nothing else is trained."""
+        self._hand_over(lambda r: r.tunings.append(work))
+
+    def _tune(self) -> None:
+        """Begin to fine-tune, if somebody asked for it and the thread is free."""
+        busy = self._training is not None and self._training.is_alive()
+        if not self.tunings or busy:
+            return
+        work = self._tuning = self.tunings.popleft()
+        if not work.anyway and isinstance(self.gatekeeper.allowed, GateClosed):
+            self._tuned(work, FineTuningError(self.gatekeeper.allowed.reason))
+            return
+        self.gatekeeper.work_begins(time.monotonic())
+
+        def train() -> None:
+            if self._policy.low_priority:
+                lower_this_thread()
+            result = work.run()
+            self._hand_over(lambda r: r._tuned(work, result))  # noqa: SLF001 - its own
+
+        self._training = threading.Thread(target=train, name="potluck-training", daemon=True)
+        self._training.start()
+
+    def _tuned(self, work: FineTuneWork, result: FineTuned | FineTuningError) -> None:
+        """It is over: keep what it made, and begin what waited behind it."""
+        self.gatekeeper.work_ends(time.monotonic(), trained=False, finished=False)
+        self._tuning = None
+        if work.new_personal:
+            self.driver.personalise(work.new_personal)
+        work.end(blame_gate(result, work, self.gatekeeper.allowed))
+        behind, self._behind = self._behind, None
+        if behind is not None and not behind.stopped:
+            if self._training is not None:
+                self._training.join(_WAIT_S_MAX)  # it has nothing left to do
+            self.start_work(behind)
+
     def work_done(self, work: Work, event: WorkDone) -> None:
         """The thread has come to its end, told to stop or not."""
         now_s = time.monotonic()
         # A check costs what it costs, and says nothing of what an evaluation does.
         finished = not isinstance(event, TrainingFailed) and not isinstance(work, CheckWork)
         trained = isinstance(work, TrainingWork)
-        self.gatekeeper.work_ends(now_s, trained=trained, finished=finished)
+        head_alone = isinstance(work, TrainingWork) and work.head_alone
+        self.gatekeeper.work_ends(now_s, trained=trained, finished=finished, head_alone=head_alone)
         self.driver.work_done(work, event, now_s)
 
     def ask_to_leave(self) -> None:
@@ -166,7 +212,7 @@ class Running:
 
     def look_for_owner(self, *, at_once: bool = False) -> None:
         """Do what the owner has said since the last look."""
-        if self._heard.look(math.inf if at_once else time.monotonic()):
+        if self._heard.look(time.monotonic(), at_once=at_once):
             self._heed()
 
     def _heed(self) -> None:
@@ -178,16 +224,20 @@ class Running:
             self.observe(Report("opted_out"))
         if out and not self._heard.leaving:
             self._hang_up()
-        elif not self._connected:
-            self._hung_up.clear()
-            self._connected = True
-            self.link.start()
+        else:
+            self._connect()
         if was_out and not out:
             self._judge()
             self.observe(Report("opted_in"))
         if self._heard.leaving and self._leave_until_s == math.inf:
             self._leave_until_s = time.monotonic() + LEAVE_S
             self.leave()
+
+    def _connect(self) -> None:
+        if not self._connected:
+            self._hung_up.clear()
+            self._connected = True
+            self.link.start()
 
     def _hang_up(self) -> None:
         """Let the broker have the withdrawal, but no more of an update, and close the link."""
@@ -202,6 +252,7 @@ class Running:
     def leave(self) -> None:
         """Say that the owner takes the device out; again until the coordinator answers."""
         self._leave_at_s = time.monotonic() + LEAVE_EVERY_S
+        self._connect()
         self.driver.leave()
 
     def turn(self) -> None:
@@ -215,6 +266,7 @@ class Running:
         while self._refused:
             work = self._refused.pop()
             self.driver.work_done(work, could_not_begin(work, "still_stopping"), now_s)
+        self._tune()
         self.driver.wake(now_s)
         due = self.driver.next_wake_s
         look_s = self.gatekeeper.due_s
@@ -225,8 +277,11 @@ class Running:
                 self._inbox.get_nowait()(self)
 
     def _judge(self) -> None:
-        at = _moment()
+        at = moment()
         gate = self.gatekeeper.look(at)
+        tuning, closed = self._tuning, isinstance(self.gatekeeper.allowed, GateClosed)
+        if tuning is not None and closed and not tuning.anyway:
+            tuning.stop()
         if gate is not None:
             self.driver.on_gate(gate, at.now_s)
 
@@ -240,7 +295,7 @@ class Running:
         self.driver.on_gate(stopped, time.monotonic())
         self.gatekeeper.note_waits(stopped)
         self._drain()
-        self.gatekeeper.spend(_moment(), at_once=True)
+        self.gatekeeper.spend(moment(), at_once=True)
 
     def _drain(self) -> None:
         """Wait a moment for the broker to take what was sent."""
@@ -253,12 +308,16 @@ class Running:
         self._closing.set()
         if self._work is not None:
             self._work.stop()
+        for tuning in (*self.tunings, *(() if self._tuning is None else (self._tuning,))):
+            tuning.stop()
+            tuning.end(FineTuningError("stopped"))
         self.link.stop()
         self._journal.close()
         self._lock.release()
 
 
-def _moment() -> Moment:
+def moment() -> Moment:
+    """What the clocks say."""
     unix_s = time.time()
     local = time.localtime(unix_s)
     local_s = 3_600.0 * local.tm_hour + 60.0 * local.tm_min + local.tm_sec

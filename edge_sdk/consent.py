@@ -78,9 +78,9 @@ class Heard:
         self._journal = journal
         self._look_at_s = 0.0
 
-    def look(self, now_s: float) -> bool:
+    def look(self, now_s: float, *, at_once: bool = False) -> bool:
         """Whether the owner has said something new."""
-        if now_s < self._look_at_s:
+        if now_s < self._look_at_s and not at_once:
             return False
         self._look_at_s = now_s + LOOK_EVERY_S
         before = self.opted_out, self.leaving

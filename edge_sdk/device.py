@@ -6,29 +6,37 @@ Everything that goes on while it runs is in `_running`, on threads of its own.
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from edge_sdk._gatekeeper import Gatekeeper
 from edge_sdk._running import Running
+from edge_sdk._tuning import fine_tune_alone
 from edge_sdk.consent import MODELS_DIR, delete_state, opt_in, opt_out
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import energy_of
 from edge_sdk.enrolment import EnrolmentError, enrol, tls_files
 from edge_sdk.example_store import ExampleStore, ExampleStoreError
+from edge_sdk.fine_tuning import (
+    FINE_TUNING_PLAN,
+    FineTuned,
+    FineTuneWork,
+    FineTuningError,
+    check_has_personal,
+)
 from edge_sdk.journal import Enrolment, SqliteJournal
 from edge_sdk.models import FileShelf
-from edge_sdk.policy import SECONDS_PER_DAY, Policy, Source, conditions_from, sense
+from edge_sdk.policy import Policy, Source, conditions_from, sense
 from edge_sdk.release_check import ReleaseCheck
 from edge_sdk.session import Phase
-from edge_sdk.signals import ForgetUpdate, VetoedRelease
-from edge_sdk.trainer import DeviceInfo, Model, Task, load_task, read_only
+from edge_sdk.status import DeviceStatus, read_status
+from edge_sdk.trainer import DeviceInfo, Model, Stop, Task, load_task, read_only
 from wire import (
     Crypto,
     Ed25519,
     Manifest,
+    Plan,
     PotluckError,
     Report,
     SecretSource,
@@ -37,77 +45,13 @@ from wire import (
 from wire.lock import InstanceLock
 from wire.token import TokenFileError, read_tokens
 
+# While an app waits for its fine-tuning, it looks whether the device still runs.
+_LOOK_EVERY_S: Final = 0.5
 _log = logging.getLogger("potluck.device")
 
 
 class DeviceError(PotluckError):
     """The device cannot run; the text says why and what to do."""
-
-
-@dataclass(frozen=True)
-class DeviceStatus:
-    """What a device did, spent and waits for, from its journal.
-
-    `spent_bytes_today` are MQTT bytes both ways in the current UTC day, `spent_joules_today` the
-    estimated energy beyond idling, `spent_training_s_today` seconds of training and evaluation.
-    `waits` is why it begins nothing, a word of `edge_sdk.reasons`, as of its last look at its
-    rules; empty when it may. `veto` is the last release that its app does not use, and why.
-    """
-
-    device: str | None
-    federation: str | None
-    revoked: str | None
-    opted_out: bool
-    boot: int
-    model_version: int
-    held_version: int
-    last_round: int
-    sealed_round: int | None
-    veto: VetoedRelease | None
-    counted: int
-    not_counted: dict[str, int]
-    waits: str
-    spent_bytes_today: int
-    spent_joules_today: float
-    spent_training_s_today: float
-    history: tuple[ForgetUpdate, ...]
-
-
-def read_status(state_dir: Path | str) -> DeviceStatus:
-    """Read the journal of a device, running or not.
-
-    Raises:
-        JournalError: no device has run there.
-    """
-    journal = SqliteJournal(Path(state_dir), read_only=True)
-    try:
-        kept, history = journal.kept(), journal.history()
-        spent = journal.spent(int(time.time() // SECONDS_PER_DAY))
-        reasons: dict[str, int] = {}
-        for line in history:
-            if not line.counted:
-                reasons[line.reason] = reasons.get(line.reason, 0) + 1
-        return DeviceStatus(
-            device=None if kept.enrolment is None else kept.enrolment.device,
-            federation=None if kept.enrolment is None else kept.enrolment.federation,
-            revoked=journal.revoked,
-            opted_out=journal.opted_out,
-            boot=kept.boot,
-            model_version=kept.released_version,
-            held_version=kept.held_version,
-            last_round=kept.last_round,
-            sealed_round=None if kept.sealed is None else kept.sealed.round,
-            veto=kept.veto,
-            counted=sum(line.counted for line in history),
-            not_counted=reasons,
-            waits=journal.waits,
-            spent_bytes_today=spent.traffic_bytes,
-            spent_joules_today=round(spent.joules, 3),
-            spent_training_s_today=round(spent.training_s, 3),
-            history=tuple(history),
-        )
-    finally:
-        journal.close()
 
 
 class Device:
@@ -271,6 +215,65 @@ class Device:
             with self._model_lock:  # of two that ask at once, and a device that starts meanwhile
                 model = self._model = self._model or self._stored_model()
         return model
+
+    def fine_tune(
+        self, plan: Plan = FINE_TUNING_PLAN, *, anyway: bool = False, stop: Stop = lambda: False
+    ) -> FineTuned:
+        """Train the personal part of the model on the device's own examples; blocks.
+
+        All else is held fixed, nothing is sent, and the app's model has the new part when this
+        returns. It takes its turn with the rounds, runs or not, and counts in the day's budgets.
+
+        Args:
+            plan: how to train.
+            anyway: whatever the policy says; else a closed gate refuses or stops it.
+            stop: asked between batches.
+
+        Raises:
+            FineTuningError: it was not trained, and is as it was; `.reason` says why.
+            DeviceError: the task cannot say what its model is.
+            AlreadyRunningError: another process runs this state directory.
+        """
+        manifest = self._task_manifest()
+        check_has_personal(manifest)
+        running = self._current
+        if self.running and running is not None:
+            work = FineTuneWork(
+                plan, manifest, self.model, running.driver.make_trainer, anyway, stop
+            )
+            running.fine_tune(work)
+            while not work.done.wait(_LOOK_EVERY_S) and self.running:
+                pass
+            result = work.result or FineTuningError("stopped")
+        else:
+            result = self._fine_tune_here(plan, manifest, anyway=anyway, stop=stop)
+        if isinstance(result, FineTuningError):
+            raise result
+        with self._model_lock:
+            self._model = running.driver.released if self.running and running else None
+        return result
+
+    def _fine_tune_here(
+        self, plan: Plan, manifest: Manifest, *, anyway: bool, stop: Stop
+    ) -> FineTuned | FineTuningError:
+        """On the caller's thread, while nothing else runs."""
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(InstanceLock(self.state_dir).release)
+            journal = SqliteJournal(self.state_dir)
+            stack.callback(journal.close)
+            rules = Gatekeeper(
+                policy=self.policy,
+                conditions=self._conditions,
+                journal=journal,
+                energy=energy_of(self._device_class),
+                traffic=lambda: (0, 0),
+            )
+            work = FineTuneWork(
+                plan, manifest, self._stored_model(), lambda: self.task.trainer(self._info), anyway
+            )
+            shelf = FileShelf(self.state_dir / MODELS_DIR, manifest.schema)
+            return fine_tune_alone(work, rules, shelf, stop)
 
     @property
     def status(self) -> DeviceStatus:

@@ -17,7 +17,7 @@ from edge_sdk import session as machine
 from edge_sdk.adoption import RELEASE_CHECK, Adoption
 from edge_sdk.download import Download, digest_of
 from edge_sdk.journal import Enrolment, Journal
-from edge_sdk.ladder import Costs, Means, Room, Rung, allowed, uplink
+from edge_sdk.ladder import Means, uplink
 from edge_sdk.models import ModelShelf
 from edge_sdk.release_check import CheckWork, ReleaseCheck
 from edge_sdk.signals import (
@@ -46,6 +46,7 @@ from edge_sdk.signals import (
     VetoedRelease,
 )
 from edge_sdk.trainer import Model, Trainer, read_only
+from edge_sdk.weighing import trains_head_alone, weigh
 from edge_sdk.work import (
     RESIDUAL_ROUNDS_MAX,
     EvaluationWork,
@@ -137,7 +138,7 @@ class DeviceDriver:
         self.schema = manifest.schema.shared
         self.timers: dict[str, float] = {}
         self.incidents: Counter[str] = Counter()
-        self._make_trainer = functools.cache(make_trainer)
+        self.make_trainer = functools.cache(make_trainer)
         self._journal = journal
         self._shelf = shelf
         self._coordinator_key = enrolment.coordinator_key
@@ -156,7 +157,7 @@ class DeviceDriver:
         self._adoption = Adoption(
             check=check_release,
             at_once=check_at_once,
-            make_trainer=self._make_trainer,
+            make_trainer=self.make_trainer,
             start_work=start_work,
             timers=self.timers,
         )
@@ -279,25 +280,10 @@ class DeviceDriver:
 
     def _weighed(self, message: Message) -> Message | TurnDown:
         """An invitation turned down for which what is left of the day's budgets does not do."""
-        if not isinstance(message, Invite | EvaluateInvite) or self.session.gate is None:
+        if not isinstance(message, Invite | EvaluateInvite):
             return message
-        means = self._means()
-        if means.room == Room():
-            return message
-        trains = isinstance(message, Invite)
-        version = message.base_version if isinstance(message, Invite) else message.version
-        head = self.manifest.head or tuple(spec.name for spec in self.schema.tensors)
-        costs = Costs(
-            training=means.training,
-            evaluation=means.evaluation,
-            fetch_bytes=0 if version == self.session.held_version else self._last_fetch_bytes,
-            values=self.schema.parameters,
-            head_values=sum(self.manifest.tensors[name].size for name in head),
-        )
-        rung, short = allowed(means.room, costs)
-        if short is None or (rung < Rung.SKIP and not trains):
-            return message
-        return TurnDown(message.check_in, message.round, short)
+        means, fetched = self._means(), self._last_fetch_bytes
+        return weigh(message, self.session, means, self.manifest, fetched)
 
     def _be_patient(self, bytes_before_next: int, now_s: float) -> None:
         """A download is on its way: it is asked for again only when nothing comes any more."""
@@ -488,6 +474,11 @@ class DeviceDriver:
         kept = {*versions, self.session.held_version, self.released.version}
         self._shelf.retain(kept if wanted is None else kept | {wanted})
 
+    def personalise(self, tensors: Tensors) -> None:
+        """Keep a personal part that was trained beside the rounds; the app sees it at once."""
+        self._shelf.save_personal({**self._shelf.personal(), **tensors})
+        self.released = self._model(self.released.version)
+
     # -- work --------------------------------------------------------------------------------
 
     def _train(self, effect: Train, now_s: float) -> None:
@@ -507,7 +498,8 @@ class DeviceDriver:
             residual=self._shelf.residual() if keeps else {},
             comes_often=fresh,
             payload_bytes_max=lambda: uplink(self._means().room),
-            make_trainer=self._make_trainer,
+            head_alone=trains_head_alone(self.manifest, self._means()),
+            make_trainer=self.make_trainer,
         )
         self._adoption.start(self._work)
 
@@ -521,7 +513,7 @@ class DeviceDriver:
             manifest=self.manifest,
             base=base,
             personal=self._shelf.personal(),
-            make_trainer=self._make_trainer,
+            make_trainer=self.make_trainer,
         )
         self._adoption.start(self._work)
 

@@ -23,6 +23,7 @@ from edge_sdk.user_code import blamed, bounded, finite
 from privacy import clip_l2
 from wire import LocalProtocolError, Manifest, Tensors
 from wire.errors import NotFiniteError, RemoteProtocolError, SchemaMismatchError
+from wire.manifest import Part
 
 _NO_EXAMPLES: Final = "no_examples"
 # A look at an example costs about a third of a training step: one pass forward instead of a forward
@@ -39,7 +40,8 @@ class TrainingWork:
     After `run`, `payload`, `new_personal` and `new_residual` belong to the `Trained` event that it
     returned. `residual` is what earlier updates left out, empty for none; `comes_often` says that
     what this one leaves out may hope for a next one soon. `payload_bytes_max` is what the owner's
-    budget leaves for the payload, asked for when it is made; `rung` is what it came to.
+    budget leaves for the payload, asked for when it is made; `rung` is what it came to. With
+    `head_alone` nothing else of the shared part is trained.
     """
 
     order: Train
@@ -50,6 +52,7 @@ class TrainingWork:
     residual: Tensors = field(default_factory=dict)
     comes_often: bool = True
     payload_bytes_max: Callable[[], int | None] = lambda: None
+    head_alone: bool = False
     rung: Rung = Rung.FULL
     payload: bytes = b""
     new_personal: Tensors = field(default_factory=dict)
@@ -95,6 +98,8 @@ class TrainingWork:
         delta = self._delta(result)
         if order.plan.clip_norm > 0.0:
             delta = clip_l2(delta, order.plan.clip_norm)
+        if self.head_alone:
+            self.rung, delta = Rung.HEAD, self._head_of(delta)
         self._encode_within(codec, delta)
         self.examples_seen = result.num_examples * order.plan.local_epochs
         sealed = SealedUpdate(
@@ -128,12 +133,10 @@ class TrainingWork:
                 return
         self.payload, self.new_residual = b"", {}
         schema, head = self.manifest.schema.shared, frozenset(self.manifest.head)
-        rungs = [(Rung.CHEAPER, delta, schema.parameters)]
+        rungs = [] if self.head_alone else [(Rung.CHEAPER, delta, schema.parameters)]
         if head:
-            # Zeros cost next to nothing. The others' change is no residual: it would be too old.
-            alone = {name: d if name in head else np.zeros_like(d) for name, d in delta.items()}
             values = sum(delta[name].size for name in head)
-            rungs.append((Rung.HEAD, alone, values))
+            rungs.append((Rung.HEAD, self._head_of(delta), values))
         for rung, tensors, values in rungs:
             if most < least_payload_bytes(values):
                 continue
@@ -144,6 +147,14 @@ class TrainingWork:
         raise quantization.PayloadBudgetError(
             f"the owner's budget leaves {most} bytes for the update"
         )
+
+    def _head_of(self, delta: Tensors) -> Tensors:
+        """The head's change alone.
+
+        Zeros cost next to nothing. The others' change is no residual: it would be too old.
+        """
+        head = self.manifest.head
+        return {name: d if name in head else np.zeros_like(d) for name, d in delta.items()}
 
     def _encode(self, codec: str, delta: Tensors) -> None:
         """Make the payload, with feedback where there may be any."""
@@ -163,7 +174,13 @@ class TrainingWork:
         """Fresh arrays each time: what user code does to them stays with it."""
         whole = self.manifest.complete(self.base, self.personal)
         tensors = {name: array.copy() for name, array in whole.items()}
-        return Model(self.order.base_version, tensors, artefact=self.manifest.artefact)
+        trainable = (*self.manifest.head, *names_of(self.manifest, "personal"))
+        return Model(
+            self.order.base_version,
+            tensors,
+            artefact=self.manifest.artefact,
+            trainable=trainable if self.head_alone else None,
+        )
 
     def _delta(self, result: TrainResult) -> Tensors:
         """What training changed of the shared part; the personal part is put aside."""
@@ -189,6 +206,11 @@ class TrainingWork:
             elif spec.part == "personal":
                 self.new_personal[spec.name] = new
         return delta
+
+
+def names_of(manifest: Manifest, part: Part) -> tuple[str, ...]:
+    """The tensors of one part, in order."""
+    return tuple(spec.name for spec in manifest.schema.tensors if spec.part == part)
 
 
 def _metrics(measured: EvalResult, result: TrainResult, rung: Rung) -> dict[str, float]:

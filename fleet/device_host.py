@@ -115,6 +115,7 @@ class DeviceHost(Host):
         self._quiet = QuietHours(self.policy.quiet_hours)
         self._today = NOTHING
         self._last_training = NOTHING
+        self._last_head_training = NOTHING
 
     def make_link(self, device: VirtualDevice) -> VirtualLink:
         """The device's link, at its profile's rates."""
@@ -245,7 +246,11 @@ class DeviceHost(Host):
             self.device.note_training(round_of(self._work), spent_s)
             if isinstance(self._work, TrainingWork) and not self._work.stopped:
                 joules = spent_s * training_w_extra(self.profile)
-                self._last_training = Spent(0, joules, spent_s)
+                spent = Spent(0, joules, spent_s)
+                if self._work.head_alone:
+                    self._last_head_training = spent
+                else:
+                    self._last_training = spent
             self._work = None
 
     def _maybe_vanish(self, round_number: int, seconds: float) -> None:
@@ -448,7 +453,8 @@ class DeviceHost(Host):
 
     def means(self) -> Means:
         """What is left of the day, as of the last look at the rules."""
-        return Means(Room.left(self.policy.budgets, self._today), self._last_training)
+        room = Room.left(self.policy.budgets, self._today)
+        return Means(room, self._last_training, self._last_head_training)
 
     @property
     def _bytes(self) -> int:
