@@ -86,8 +86,12 @@ class Gatekeeper:
 
     def work_ends(
         self, now_s: float, *, trained: bool, finished: bool, head_alone: bool = False
-    ) -> None:
-        """It is over; what it took is what the next one is expected to take, if it was finished."""
+    ) -> Spent:
+        """It is over; what it took is what the next one is expected to take, if it was finished.
+
+        Returns:
+            What it took.
+        """
         self._note_work(now_s)
         self._working_since_s = None
         if finished and trained and head_alone:
@@ -96,6 +100,7 @@ class Gatekeeper:
             self._last_training = self._this_work
         elif finished:
             self._last_evaluation = self._this_work
+        return self._this_work
 
     def _note_work(self, now_s: float) -> None:
         """Add up the seconds and joules of work since the last time."""

@@ -25,7 +25,7 @@ from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import Conditions, Policy
 from edge_sdk.release_check import CheckWork
 from edge_sdk.session import Phase
-from edge_sdk.signals import GateClosed, TrainingFailed
+from edge_sdk.signals import GateClosed, GateOpened, Spent, TrainingFailed
 from edge_sdk.work import TrainingWork, Work, WorkDone, could_not_begin
 from wire import Report
 from wire.lock import InstanceLock
@@ -82,6 +82,7 @@ class Running:
         )
         self._work: Work | None = None
         self._down_said = ""
+        self._waits_said: str | None = None
         self._connected = False
         self.observe = observe
 
@@ -172,7 +173,8 @@ class Running:
 
     def _tuned(self, work: FineTuneWork, result: FineTuned | FineTuningError) -> None:
         """It is over: keep what it made, and begin what waited behind it."""
-        self.gatekeeper.work_ends(time.monotonic(), trained=False, finished=False)
+        took = self.gatekeeper.work_ends(time.monotonic(), trained=False, finished=False)
+        self._say_cost(took)
         self._tuning = None
         if work.new_personal:
             self.driver.personalise(work.new_personal)
@@ -190,7 +192,10 @@ class Running:
         finished = not isinstance(event, TrainingFailed) and not isinstance(work, CheckWork)
         trained = isinstance(work, TrainingWork)
         head_alone = isinstance(work, TrainingWork) and work.head_alone
-        self.gatekeeper.work_ends(now_s, trained=trained, finished=finished, head_alone=head_alone)
+        took = self.gatekeeper.work_ends(
+            now_s, trained=trained, finished=finished, head_alone=head_alone
+        )
+        self._say_cost(took)
         self.driver.work_done(work, event, now_s)
 
     def ask_to_leave(self) -> None:
@@ -283,7 +288,20 @@ class Running:
         if tuning is not None and closed and not tuning.anyway:
             tuning.stop()
         if gate is not None:
+            self._say_gate(gate)
             self.driver.on_gate(gate, at.now_s)
+
+    def _say_gate(self, gate: GateOpened | GateClosed) -> None:
+        """Tell people why nothing is begun, once for each reason, and when something may be."""
+        waits = gate.reason if isinstance(gate, GateClosed) else ""
+        if waits == self._waits_said:
+            return
+        self._waits_said = waits
+        self.observe(Report("waits", waits) if waits else Report("ready"))
+
+    def _say_cost(self, took: Spent) -> None:
+        what = f"{took.training_s:.3f} s, {took.joules:.2f} J"
+        self.observe(Report("worked", what))
 
     def _traffic(self) -> tuple[int, int]:
         traffic = self.link.traffic
