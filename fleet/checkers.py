@@ -96,6 +96,7 @@ class Witness:
         self.fleet = make(lambda topic, data: self._published.append((topic, data)))
         self.evidence = Evidence(self.fleet)
         self._hosts = {host.name: host for host in self.fleet.hosts}
+        self._hosts_by_device = {host.device.name: host for host in self.fleet.hosts}
         self._changes = -1
         self.evidence.books = {
             host.device.name: Book(host)
@@ -138,6 +139,9 @@ class Witness:
         evidence.begun.clear()
 
     def _note_sent(self, device: str, data: bytes) -> None:
+        host = self._hosts_by_device.get(device)
+        if host is not None and host.opted_out and not host.device.link.allowed:
+            raise ViolationError("nothing_is_sent_after_an_opt_out", f"{host.name}: {data[4]}")
         if device in self.evidence.books and data[_KIND_OFFSET] in BEGINNINGS:
             self.evidence.begun.append(device)
 

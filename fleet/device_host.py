@@ -83,6 +83,7 @@ class DeviceHost(Host):
         )
         self.power = Power(profile)
         self.closed_until_s = 0.0
+        self.opted_out = False
         self.device: VirtualDevice
         self._network = network
         self._seed = seed
@@ -163,7 +164,7 @@ class DeviceHost(Host):
         if self.starts > 1:
             self.device.boot()
         self._judge()
-        self.device.link.allowed = self._online
+        self.device.link.allowed = self._online and not self.opted_out
         self.device.link.connect()
 
     def end_link(self, *, silent: bool) -> None:
@@ -315,11 +316,11 @@ class DeviceHost(Host):
         used, self._curve = max(self._curve - now.battery_fraction, 0.0), now.battery_fraction
         owner_j = used * 3_600.0 * self.profile.battery_wh * self.running
         self._integrate(charging=now.charging, owner_j=owner_j)
-        self._online, link = now.online, self.device.link
-        if now.online and not link.allowed and self.running:
+        self._online, link = now.online and not self.opted_out, self.device.link
+        if self._online and not link.allowed and self.running:
             link.allowed = True
             link.connect()
-        elif not now.online:
+        elif not self._online:
             link.allowed = False
             link.broken("offline")
         return Conditions(
@@ -356,6 +357,24 @@ class DeviceHost(Host):
         self._look_alive()
 
     # -- the rules ---------------------------------------------------------------------------
+
+    def opt_out(self) -> None:
+        """Its owner wants nothing to be sent: a line in its journal, whether it runs or not."""
+        self.opted_out = True
+        self.enter(self._judge)
+        self.device.link.allowed = False
+        self.enter(lambda: self.device.link.broken("opted_out"))
+
+    def opt_in(self) -> None:
+        """Its owner has thought better of it."""
+        if self.opted_out:
+            self.opted_out = False
+            self.enter(self._come_back)
+
+    def _come_back(self) -> None:
+        self._judge()
+        self.device.link.allowed = self._online
+        self.device.link.connect()
 
     def close_gate(self, for_s: float) -> None:
         """Its owner picks it up: no work for a while."""
@@ -399,6 +418,8 @@ class DeviceHost(Host):
         )
         if self.world.now_s < self.closed_until_s and isinstance(gate, GateOpened):
             gate = GateClosed("in_use")
+        if self.opted_out:
+            gate = GateClosed("opted_out")
         self._note_day(gate)
         if gate != self._gate:
             self._gate = gate

@@ -46,6 +46,8 @@ _STALENESS_MAX: Final = (10, 10, 10, 1, 0)
 _CHECK_IN_S: Final = (120.0, 120.0, 120.0, 120.0, 600.0)
 _BUDGET_SEEDS: Final = 10**12
 _TRAINING_SEEDS: Final = 2 * 10**12
+_OPT_OUT_SEEDS: Final = 4 * 10**12
+_OPT_OUTS_MAX: Final = 4
 _TRAINING_S: Final = (0.5, 15.0)
 _BUDGET_SHARE: Final = 0.3
 _BUDGET_BYTES: Final = (4_000, 6_000)
@@ -163,6 +165,21 @@ def training_budgets(seed: int, devices: int) -> tuple[float, ...]:
     )
 
 
+def opt_outs(seed: int, mode: Mode, devices: int) -> tuple[Event, ...]:
+    """Owners who opt out for a while, in safety mode."""
+    chance = World(_OPT_OUT_SEEDS + seed)
+    count = 0 if mode in _LIVENESS else chance.below(_OPT_OUTS_MAX)
+    return tuple(
+        Event(
+            kind="opt_out",
+            at_s=round(chance.uniform(0.0, FAULTS_UNTIL_S), 3),
+            device=chance.below(devices),
+            for_s=round(chance.uniform(0.5, 200.0), 3),
+        )
+        for _ in range(count)
+    )
+
+
 # -- one seed --------------------------------------------------------------------------------------
 
 
@@ -208,7 +225,7 @@ def try_seed(
     cohort = max(2, devices * 2 // 5)
     core = cohort + 1
     if events is None:
-        events = schedule(seed, mode, devices, core)
+        events = (*schedule(seed, mode, devices, core), *opt_outs(seed, mode, devices))
     config = FederationConfig(
         federation=Federation(name="world", task="fleet.toy:task"),
         rounds=Rounds(
@@ -307,6 +324,7 @@ def _heal(fleet: VirtualFleet) -> None:
             host.step_clock(-host.wall.stepped_s)
     for device in fleet.hosts:
         device.plug_in()
+        device.opt_in()
 
 
 def shrink(trial: Trial) -> Trial:
