@@ -108,9 +108,7 @@ class Attendance:
             raise SchemaMismatchError("the device trains another model")
         self._note(device, message.check_in, now_s)
         self._doubt(device, message.held_version)
-        released = self._store.released(STABLE)
-        if released is not None and released["version"] != message.released_version:
-            self._publish(Release(released["version"], released["digest"], STABLE), device)
+        self._offer_release(device, message.released_version)
         if self._rounds.current.may_still_train(device, now_s):
             self._rounds.step(DeviceAsks(device, message.check_in), now_s)
             return
@@ -139,6 +137,14 @@ class Attendance:
         silent_s = LEASE_SLACK * (after_s or 0.0)
         self._leases.check_in(device, message, now_s, silent_s=silent_s)
         self._rounds.opening.plan_soon(now_s)
+
+    def _offer_release(self, device: str, in_use: int) -> None:
+        """Tell a device of the release that it does not use, unless it has said why not."""
+        released = self._store.released(STABLE)
+        if released is None or released["version"] == in_use:
+            return
+        if not self._store.has_vetoed(device, released["version"]):
+            self._publish(Release(released["version"], released["digest"], STABLE), device)
 
     def _note(self, device: str, check_in: int, now_s: float) -> None:
         before, self._last[device] = self._last.get(device, 0), check_in

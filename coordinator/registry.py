@@ -91,6 +91,10 @@ class Registry:
         """Every move of an alias, in order."""
         return [release for release in self._store.releases() if release.alias == alias]
 
+    def vetoes(self) -> dict[int, dict[str, int]]:
+        """Version to reason to count: devices whose own check was against it."""
+        return self._store.vetoes_by_version()
+
     def versions(self) -> list[VersionRow]:
         """Every version, in order."""
         return self._store.versions()

@@ -35,6 +35,7 @@ from coordinator.registry import Registry
 from coordinator.releases import Releases
 from coordinator.store import DiskFullError, Store
 from coordinator.timers import FLUSH
+from coordinator.vetoes import Vetoes
 from wire import (
     Crypto,
     Manifest,
@@ -61,6 +62,7 @@ from wire.messages import (
     Message,
     Refused,
     Release,
+    ReleaseVeto,
     Revoked,
     UpdateOffer,
 )
@@ -130,6 +132,7 @@ class Coordinator:
         self.models = Models(manifest, store, config.downlink.codec, now_s)
         self.registry = Registry(store, models_dir)
         self.releases = Releases(self.registry, store, self._tell_everybody, observe)
+        self._vetoes = Vetoes(store, observe)
         self.leases = Leases()
         rows = store.devices()
         self.classes = Classes()
@@ -474,6 +477,8 @@ class Coordinator:
                 self._downloads.serve(device, message, now_s)
             case EvaluationReport():
                 self.rounds.take_report(device, message, now_s)
+            case ReleaseVeto():
+                self._vetoes.take(device, message, now_s)
             case UpdateOffer():
                 self._intake.offer(device, message, now_s)
             case Chunk():

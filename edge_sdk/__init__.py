@@ -6,15 +6,19 @@ heavier than the base install is imported.
 """
 
 from edge_sdk.callable_trainer import CallableTrainer, FreshTrainer
-from edge_sdk.device import Device, DeviceError, DeviceStatus, read_status
+from edge_sdk.consent import ConsentError
+from edge_sdk.device import Device, DeviceError
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.enrolment import EnrolmentError
 from edge_sdk.example_store import ExampleStore, ExampleStoreError
 from edge_sdk.examples import ExampleError, ExampleStats, Split
+from edge_sdk.fine_tuning import FineTuned, FineTuningError
 from edge_sdk.journal import JournalError
 from edge_sdk.numpy_trainer import NumpyTrainer
 from edge_sdk.policy import Conditions, Policy, PolicyError
 from edge_sdk.reasons import Reason
+from edge_sdk.release_check import ReleaseCheck, Veto, no_worse_than
+from edge_sdk.status import DeviceStatus, read_status
 from edge_sdk.torch_trainer import TorchTrainer, manifest_of
 from edge_sdk.trainer import (
     DeviceInfo,
@@ -31,6 +35,7 @@ from edge_sdk.trainer import (
 __all__ = [
     "CallableTrainer",
     "Conditions",
+    "ConsentError",
     "Device",
     "DeviceDriver",
     "DeviceError",
@@ -42,6 +47,8 @@ __all__ = [
     "ExampleStats",
     "ExampleStore",
     "ExampleStoreError",
+    "FineTuned",
+    "FineTuningError",
     "FreshTrainer",
     "JournalError",
     "Model",
@@ -49,6 +56,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Reason",
+    "ReleaseCheck",
     "Split",
     "Task",
     "TaskError",
@@ -56,7 +64,9 @@ __all__ = [
     "TrainResult",
     "Trainer",
     "TrainingStoppedError",
+    "Veto",
     "load_task",
     "manifest_of",
+    "no_worse_than",
     "read_status",
 ]

@@ -41,6 +41,8 @@ class Gatekeeper:
         traffic: (sent, received) MQTT bytes since the link was made.
 
     Attributes:
+        opted_out: whether the owner has closed the gate for good.
+        allowed: what the last look found, an opt-out aside.
         gate: what the last look found.
         due_s: when to look again, by the monotonic clock.
     """
@@ -54,6 +56,8 @@ class Gatekeeper:
         energy: Energy,
         traffic: Callable[[], tuple[int, int]],
     ) -> None:
+        self.opted_out = False
+        self.allowed: GateOpened | GateClosed | None = None
         self.gate: GateOpened | GateClosed | None = None
         self.due_s = 0.0
         self._policy = policy
@@ -70,6 +74,7 @@ class Gatekeeper:
         self._this_work = NOTHING
         self._spent = NOTHING
         self._last_training = NOTHING
+        self._last_head_training = NOTHING
         self._last_evaluation = NOTHING
 
     # -- work --------------------------------------------------------------------------------
@@ -79,14 +84,23 @@ class Gatekeeper:
         self._working_since_s, self._this_work = now_s, NOTHING
         self.due_s = min(self.due_s, now_s + GATE_WORKING_S)
 
-    def work_ends(self, now_s: float, *, trained: bool, finished: bool) -> None:
-        """It is over; what it took is what the next one is expected to take, if it was finished."""
+    def work_ends(
+        self, now_s: float, *, trained: bool, finished: bool, head_alone: bool = False
+    ) -> Spent:
+        """It is over; what it took is what the next one is expected to take, if it was finished.
+
+        Returns:
+            What it took.
+        """
         self._note_work(now_s)
         self._working_since_s = None
-        if finished and trained:
+        if finished and trained and head_alone:
+            self._last_head_training = self._this_work
+        elif finished and trained:
             self._last_training = self._this_work
         elif finished:
             self._last_evaluation = self._this_work
+        return self._this_work
 
     def _note_work(self, now_s: float) -> None:
         """Add up the seconds and joules of work since the last time."""
@@ -101,7 +115,7 @@ class Gatekeeper:
     def means(self) -> Means:
         """What is left of the day, and what work takes; from any thread, as of the last look."""
         room = Room.left(self._policy.budgets, self._spent)
-        return Means(room, self._last_training, self._last_evaluation)
+        return Means(room, self._last_training, self._last_head_training, self._last_evaluation)
 
     # -- looks -------------------------------------------------------------------------------
 
@@ -124,11 +138,14 @@ class Gatekeeper:
             gate = judge(
                 self._policy,
                 now,
-                was_open=isinstance(self.gate, GateOpened),
+                was_open=isinstance(self.allowed, GateOpened),
                 spent=spent,
                 quiet=self._quiet.look(at.local_s, at.now_s),
                 forecast_s=self._diary.forecast_s(at.unix_s),
             )
+        self.allowed = gate
+        if self.opted_out:
+            gate = GateClosed("opted_out")
         self._note_day(at.unix_s, is_open=isinstance(gate, GateOpened))
         if gate == self.gate:
             return None

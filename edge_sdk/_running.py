@@ -7,20 +7,26 @@ small turns and is the only one that touches the driver, the journal and the mod
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from edge_sdk._gatekeeper import Gatekeeper, Moment
 from edge_sdk._priority import lower_this_thread
+from edge_sdk.consent import LEAVE_EVERY_S, Heard
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import Energy
+from edge_sdk.fine_tuning import FineTuned, FineTuneWork, FineTuningError, blame_gate
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import Conditions, Policy
-from edge_sdk.signals import GateClosed, TrainingFailed
-from edge_sdk.work import TrainingWork, Work, WorkDone
+from edge_sdk.release_check import CheckWork
+from edge_sdk.session import Phase
+from edge_sdk.signals import GateClosed, GateOpened, Spent, TrainingFailed
+from edge_sdk.work import TrainingWork, Work, WorkDone, could_not_begin
 from wire import Report
 from wire.lock import InstanceLock
 
@@ -28,7 +34,8 @@ if TYPE_CHECKING:
     from wire import MqttLink
 
 FAREWELL_S: Final = 2.0
-LEAVE_EVERY_S: Final = 2.0
+# How long a device that was asked to leave by another process waits for its coordinator.
+LEAVE_S: Final = 10.0
 QUEUE_MAX: Final = 4_096
 # A turn ends after so many items, however many wait: timers, the gate and `stop` have their turn.
 _ITEMS_A_TURN: Final = 64
@@ -57,9 +64,15 @@ class Running:
         self._inbox: queue.Queue[Callable[[Running], None]] = queue.Queue(QUEUE_MAX)
         self._closing = threading.Event()
         self._training: threading.Thread | None = None
+        self._heard = Heard(journal)
+        self._hung_up = threading.Event()
         self._leave_at_s: float | None = None
         self._room_said = False
+        self._leave_until_s = math.inf
         self._refused: list[Work] = []
+        self.tunings: deque[FineTuneWork] = deque()
+        self._tuning: FineTuneWork | None = None
+        self._behind: Work | None = None
         self._policy = policy
         self.gatekeeper = Gatekeeper(
             policy=policy,
@@ -70,17 +83,21 @@ class Running:
         )
         self._work: Work | None = None
         self._down_said = ""
+        self._waits_said: str | None = None
+        self._connected = False
         self.observe = observe
 
     # -- called by the link's thread: they only hand over ------------------------------------
 
     def hear(self, topic: str, data: bytes) -> None:
         """A publication has come."""
-        self._hand_over(lambda r: r.driver.on_frame(topic, data, time.monotonic()))
+        self._from_link(lambda r: r.driver.on_frame(topic, data, time.monotonic()))
 
-    def _hand_over(self, action: "Callable[[Running], None]") -> None:
+    def _hand_over(
+        self, action: "Callable[[Running], None]", *, unless: threading.Event | None = None
+    ) -> None:
         """Wait for room in the queue, which holds the broker back, but not for a loop that ends."""
-        while not self._closing.is_set():
+        while not self._closing.is_set() and not (unless is not None and unless.is_set()):
             with contextlib.suppress(queue.Full):
                 self._inbox.put(action, timeout=_WAIT_S_MAX)
                 return
@@ -92,20 +109,24 @@ class Running:
             with contextlib.suppress(queue.Full):  # then the loop is awake, and looks by itself
                 self._inbox.put_nowait(lambda _r: None)
 
+    def _from_link(self, action: "Callable[[Running], None]") -> None:
+        """Nothing is heard of a link that was hung up, which waits for this thread to end."""
+        self._hand_over(action, unless=self._hung_up)
+
     def link_up(self, packet_bytes_max: int) -> None:
         """The link is up."""
         if self._down_said:
             self._down_said = ""
-            self._hand_over(lambda r: r.observe(Report("broker_up")))
-        self._hand_over(lambda r: r.driver.on_link_up(packet_bytes_max, time.monotonic()))
+            self._from_link(lambda r: r.observe(Report("broker_up")))
+        self._from_link(lambda r: r.driver.on_link_up(packet_bytes_max, time.monotonic()))
 
     def link_down(self, reason: str) -> None:
         """The link is down, or does not come up."""
         # Reconnecting says the same again and again: once is enough for people.
         if reason != self._down_said:
             self._down_said = reason
-            self._hand_over(lambda r: r.observe(Report("broker_down", f"{reason}; trying again")))
-        self._hand_over(lambda r: r.driver.on_link_down(time.monotonic()))
+            self._from_link(lambda r: r.observe(Report("broker_down", f"{reason}; trying again")))
+        self._from_link(lambda r: r.driver.on_link_down(time.monotonic()))
 
     # -- the device's thread -----------------------------------------------------------------
 
@@ -119,6 +140,9 @@ class Running:
 
     def start_work(self, work: Work) -> None:
         """Train or evaluate on a thread of its own."""
+        if self._tuning is not None:
+            self._behind = work
+            return
         if self._training is not None and self._training.is_alive():
             # A trainer that does not look at `stop`: never two at once on one trainer.
             self._refused.append(work)
@@ -135,25 +159,122 @@ class Running:
         self._training = threading.Thread(target=train, name="potluck-training", daemon=True)
         self._training.start()
 
+    def fine_tune(self, work: FineTuneWork) -> None:
+        """From any thread: train the personal part when nothing else is trained."""
+        self._hand_over(lambda r: r.tunings.append(work))
+
+    def _tune(self) -> None:
+        """Begin to fine-tune, if somebody asked for it and the thread is free."""
+        busy = self._training is not None and self._training.is_alive()
+        if not self.tunings or busy:
+            return
+        work = self._tuning = self.tunings.popleft()
+        if not work.anyway and isinstance(self.gatekeeper.allowed, GateClosed):
+            self._tuned(work, FineTuningError(self.gatekeeper.allowed.reason))
+            return
+        self.gatekeeper.work_begins(time.monotonic())
+
+        def train() -> None:
+            if self._policy.low_priority:
+                lower_this_thread()
+            result = work.run()
+            self._hand_over(lambda r: r._tuned(work, result))  # noqa: SLF001 - its own
+
+        self._training = threading.Thread(target=train, name="potluck-training", daemon=True)
+        self._training.start()
+
+    def _tuned(self, work: FineTuneWork, result: FineTuned | FineTuningError) -> None:
+        """It is over: keep what it made, and begin what waited behind it."""
+        took = self.gatekeeper.work_ends(time.monotonic(), trained=False, finished=False)
+        self._say_cost(took)
+        self._tuning = None
+        if work.new_personal:
+            self.driver.personalise(work.new_personal)
+        work.end(blame_gate(result, work, self.gatekeeper.allowed))
+        behind, self._behind = self._behind, None
+        if behind is not None and not behind.stopped:
+            if self._training is not None:
+                self._training.join(_WAIT_S_MAX)  # it has nothing left to do
+            self.start_work(behind)
+
     def work_done(self, work: Work, event: WorkDone) -> None:
         """The thread has come to its end, told to stop or not."""
         now_s = time.monotonic()
-        finished = not isinstance(event, TrainingFailed)
+        # A check costs what it costs, and says nothing of what an evaluation does.
+        finished = not isinstance(event, TrainingFailed) and not isinstance(work, CheckWork)
         trained = isinstance(work, TrainingWork)
-        self.gatekeeper.work_ends(now_s, trained=trained, finished=finished)
+        head_alone = isinstance(work, TrainingWork) and work.head_alone
+        took = self.gatekeeper.work_ends(
+            now_s, trained=trained, finished=finished, head_alone=head_alone
+        )
+        self._say_cost(took)
         self.driver.work_done(work, event, now_s)
 
     def ask_to_leave(self) -> None:
         """From any thread: begin to say that the owner takes the device out."""
         self._hand_over(Running.leave)
 
+    def begin(self) -> None:
+        """Connect, unless the owner has opted out."""
+        self._heed()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the owner has asked for the end, and the coordinator had time to hear of it."""
+        return time.monotonic() >= self._leave_until_s
+
+    def ask_owner(self) -> None:
+        """From any thread: look at once for what the owner has said."""
+        self._hand_over(lambda r: r.look_for_owner(at_once=True))
+
+    def look_for_owner(self, *, at_once: bool = False) -> None:
+        """Do what the owner has said since the last look."""
+        if self._heard.look(time.monotonic(), at_once=at_once):
+            self._heed()
+
+    def _heed(self) -> None:
+        """Hang up or connect, as the owner wants it."""
+        was_out, out = self.gatekeeper.opted_out, self._heard.opted_out
+        self.gatekeeper.opted_out = out
+        if out and not was_out:
+            self._judge()
+            self.observe(Report("opted_out"))
+        if out and not self._heard.leaving:
+            self._hang_up()
+        else:
+            self._connect()
+        if was_out and not out:
+            self._judge()
+            self.observe(Report("opted_in"))
+        if self._heard.leaving and self._leave_until_s == math.inf:
+            self._leave_until_s = time.monotonic() + LEAVE_S
+            self.leave()
+
+    def _connect(self) -> None:
+        if not self._connected:
+            self._hung_up.clear()
+            self._connected = True
+            self.link.start()
+
+    def _hang_up(self) -> None:
+        """Let the broker have the withdrawal, but no more of an update, and close the link."""
+        if self._connected:
+            if self.driver.session.phase is not Phase.UPLOADING:
+                self._drain()
+            self._hung_up.set()
+            self.link.stop()
+            self._connected = False
+            self.driver.on_link_down(time.monotonic())
+
     def leave(self) -> None:
         """Say that the owner takes the device out; again until the coordinator answers."""
         self._leave_at_s = time.monotonic() + LEAVE_EVERY_S
+        self._connect()
         self.driver.leave()
 
     def turn(self) -> None:
         """Do what is due, then wait for what comes."""
+        self.look_for_owner()
         now_s = time.monotonic()
         if now_s >= self.gatekeeper.due_s:
             self._judge()
@@ -161,8 +282,8 @@ class Running:
             self.leave()
         while self._refused:
             work = self._refused.pop()
-            failed = TrainingFailed(work.order.round, "still_stopping")
-            self.driver.work_done(work, failed, now_s)
+            self.driver.work_done(work, could_not_begin(work, "still_stopping"), now_s)
+        self._tune()
         self.driver.wake(now_s)
         self._room_said = False
         self.driver.send_more(now_s)
@@ -175,10 +296,26 @@ class Running:
                 self._inbox.get_nowait()(self)
 
     def _judge(self) -> None:
-        at = _moment()
+        at = moment()
         gate = self.gatekeeper.look(at)
+        tuning, closed = self._tuning, isinstance(self.gatekeeper.allowed, GateClosed)
+        if tuning is not None and closed and not tuning.anyway:
+            tuning.stop()
         if gate is not None:
+            self._say_gate(gate)
             self.driver.on_gate(gate, at.now_s)
+
+    def _say_gate(self, gate: GateOpened | GateClosed) -> None:
+        """Tell people why nothing is begun, once for each reason, and when something may be."""
+        waits = gate.reason if isinstance(gate, GateClosed) else ""
+        if waits == self._waits_said:
+            return
+        self._waits_said = waits
+        self.observe(Report("waits", waits) if waits else Report("ready"))
+
+    def _say_cost(self, took: Spent) -> None:
+        what = f"{took.training_s:.3f} s, {took.joules:.2f} J"
+        self.observe(Report("worked", what))
 
     def _traffic(self) -> tuple[int, int]:
         traffic = self.link.traffic
@@ -189,22 +326,30 @@ class Running:
         stopped = GateClosed("stopped")
         self.driver.on_gate(stopped, time.monotonic())
         self.gatekeeper.note_waits(stopped)
+        self._drain()
+        self.gatekeeper.spend(moment(), at_once=True)
+
+    def _drain(self) -> None:
+        """Wait a moment for the broker to take what was sent."""
         until_s = time.monotonic() + FAREWELL_S
         while self.link.up and self.link.in_flight and time.monotonic() < until_s:
             time.sleep(0.01)
-        self.gatekeeper.spend(_moment(), at_once=True)
 
     def close(self) -> None:
         """Let go of everything, whatever has happened."""
         self._closing.set()
         if self._work is not None:
             self._work.stop()
+        for tuning in (*self.tunings, *(() if self._tuning is None else (self._tuning,))):
+            tuning.stop()
+            tuning.end(FineTuningError("stopped"))
         self.link.stop()
         self._journal.close()
         self._lock.release()
 
 
-def _moment() -> Moment:
+def moment() -> Moment:
+    """What the clocks say."""
     unix_s = time.time()
     local = time.localtime(unix_s)
     local_s = 3_600.0 * local.tm_hour + 60.0 * local.tm_min + local.tm_sec

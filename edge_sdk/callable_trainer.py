@@ -4,7 +4,6 @@
 anew for each piece of work, so that it sees the examples that have come since.
 """
 
-import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from edge_sdk.trainer import (
     TrainingStoppedError,
     TrainResult,
 )
+from edge_sdk.user_code import offer, raising
 from wire import Plan, Tensors
 
 
@@ -31,6 +31,7 @@ class CallableTrainer:
             instance `x, y`. It returns the new tensors, or None when it has changed those that it
             was given. It may ask `stop()` between batches, if it has a parameter of that name, or
             be a generator that yields between batches; else it cannot be stopped before it returns.
+            If it has one named `trainable` it is told which tensors to change (`Model.trainable`).
         data: an `ExampleStore`; a function that returns `(train, holdout)`, each a sequence of
             arrays; or the arrays to train on. Asked at each piece of work.
         evaluate: `evaluate(tensors, *arrays)`, called with the hold-out unless that is empty: it
@@ -61,7 +62,8 @@ class CallableTrainer:
         count = _count(arrays)
         if count == 0:
             return TrainResult({}, 0)
-        answer = _with_stop(self._train, stop)(model.tensors, *arrays, plan)
+        train = offer(self._train, stop=raising(stop), trainable=model.trainable)
+        answer = train(model.tensors, *arrays, plan)
         if isinstance(answer, Generator):
             answer = _step(answer, stop)
         if stop():
@@ -80,7 +82,7 @@ class CallableTrainer:
         count = _count(arrays)
         if self._evaluate is None or count == 0:
             return EvalResult(0.0, 0)
-        answer = _with_stop(self._evaluate, stop)(model.tensors, *arrays)
+        answer = offer(self._evaluate, stop=raising(stop))(model.tensors, *arrays)
         loss, metrics = answer if isinstance(answer, tuple) else (answer, {})
         return EvalResult(
             float(loss), count, {name: float(value) for name, value in metrics.items()}
@@ -113,23 +115,6 @@ def _count(arrays: Arrays) -> int:
 def _plain(value: Any) -> Any:
     """Scalars and lists as arrays; what is wrong about them, the caller of trainers says."""
     return value if isinstance(value, np.ndarray) else np.asarray(value)
-
-
-def _with_stop(function: Callable[..., Any], stop: Stop) -> Callable[..., Any]:
-    """The function with `stop` bound, if it asks for it by that name."""
-    import inspect  # noqa: PLC0415 - loaded when something is trained
-
-    try:
-        named = "stop" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a builtin that says nothing of itself
-        named = False
-
-    def ask() -> bool:
-        if stop():
-            raise TrainingStoppedError("stopped between two batches")
-        return False
-
-    return functools.partial(function, stop=ask) if named else function
 
 
 def _step(steps: Generator[Any, None, Tensors | None], stop: Stop) -> Tensors | None:

@@ -6,104 +6,53 @@ Everything that goes on while it runs is in `_running`, on threads of its own.
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from edge_sdk._gatekeeper import Gatekeeper
 from edge_sdk._running import Running
+from edge_sdk._tuning import fine_tune_alone
+from edge_sdk.consent import MODELS_DIR, delete_state, opt_in, opt_out
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import energy_of
-from edge_sdk.enrolment import CA_FILE, EnrolmentError, enrol, tls_files
+from edge_sdk.enrolment import EnrolmentError, enrol, tls_files
 from edge_sdk.example_store import ExampleStore, ExampleStoreError
-from edge_sdk.journal import JOURNAL_FILE, Enrolment, SqliteJournal
+from edge_sdk.fine_tuning import (
+    FINE_TUNING_PLAN,
+    FineTuned,
+    FineTuneWork,
+    FineTuningError,
+    check_has_personal,
+)
+from edge_sdk.journal import Enrolment, SqliteJournal
 from edge_sdk.models import FileShelf
 from edge_sdk.parts import PartFiles
-from edge_sdk.policy import SECONDS_PER_DAY, Policy, Source, conditions_from, sense
+from edge_sdk.policy import Policy, Source, conditions_from, sense
+from edge_sdk.release_check import ReleaseCheck
 from edge_sdk.session import Phase
-from edge_sdk.signals import ForgetUpdate
-from edge_sdk.trainer import DeviceInfo, Model, Task, load_task, read_only
+from edge_sdk.status import DeviceStatus, read_status
+from edge_sdk.trainer import DeviceInfo, Model, Stop, Task, load_task, read_only
 from wire import (
     Crypto,
     Ed25519,
     Manifest,
+    Plan,
     PotluckError,
     Report,
     SecretSource,
     SystemSecrets,
 )
-from wire.lock import LOCK_FILE, InstanceLock
+from wire.lock import InstanceLock
 from wire.token import TokenFileError, read_tokens
 
-_MODELS: Final = "models"
+# While an app waits for its fine-tuning, it looks whether the device still runs.
+_LOOK_EVERY_S: Final = 0.5
 _log = logging.getLogger("potluck.device")
 
 
 class DeviceError(PotluckError):
     """The device cannot run; the text says why and what to do."""
-
-
-@dataclass(frozen=True)
-class DeviceStatus:
-    """What a device did, spent and waits for, from its journal.
-
-    `spent_bytes_today` are MQTT bytes both ways in the current UTC day, `spent_joules_today` the
-    estimated energy beyond idling, `spent_training_s_today` seconds of training and evaluation.
-    `waits` is why it begins nothing, a word of `edge_sdk.reasons`, as of its last look at its
-    rules; empty when it may.
-    """
-
-    device: str | None
-    federation: str | None
-    revoked: str | None
-    boot: int
-    model_version: int
-    held_version: int
-    last_round: int
-    sealed_round: int | None
-    counted: int
-    not_counted: dict[str, int]
-    waits: str
-    spent_bytes_today: int
-    spent_joules_today: float
-    spent_training_s_today: float
-    history: tuple[ForgetUpdate, ...]
-
-
-def read_status(state_dir: Path | str) -> DeviceStatus:
-    """Read the journal of a device, running or not.
-
-    Raises:
-        JournalError: no device has run there.
-    """
-    journal = SqliteJournal(Path(state_dir), read_only=True)
-    try:
-        kept, history = journal.kept(), journal.history()
-        spent = journal.spent(int(time.time() // SECONDS_PER_DAY))
-        reasons: dict[str, int] = {}
-        for line in history:
-            if not line.counted:
-                reasons[line.reason] = reasons.get(line.reason, 0) + 1
-        return DeviceStatus(
-            device=None if kept.enrolment is None else kept.enrolment.device,
-            federation=None if kept.enrolment is None else kept.enrolment.federation,
-            revoked=journal.revoked,
-            boot=kept.boot,
-            model_version=kept.released_version,
-            held_version=kept.held_version,
-            last_round=kept.last_round,
-            sealed_round=None if kept.sealed is None else kept.sealed.round,
-            counted=sum(line.counted for line in history),
-            not_counted=reasons,
-            waits=journal.waits,
-            spent_bytes_today=spent.traffic_bytes,
-            spent_joules_today=round(spent.joules, 3),
-            spent_training_s_today=round(spent.training_s, 3),
-            history=tuple(history),
-        )
-    finally:
-        journal.close()
 
 
 class Device:
@@ -121,6 +70,7 @@ class Device:
         info: handed to `task.trainer`.
         broker: a URL that replaces the token's own.
         examples: the app's own store of examples, which `leave` deletes too.
+        check_release: the app's own word on a release before it sees it; see `ReleaseCheck`.
         crypto: the signature scheme.
         secrets: where the device's key comes from.
     """
@@ -137,6 +87,7 @@ class Device:
         info: DeviceInfo | None = None,
         broker: str | None = None,
         examples: ExampleStore | None = None,
+        check_release: ReleaseCheck | None = None,
         crypto: Crypto | None = None,
         secrets: SecretSource | None = None,
     ) -> None:
@@ -150,10 +101,12 @@ class Device:
         self._info = info or DeviceInfo()
         self._broker = broker
         self._examples = examples
+        self._check_release = check_release
         self._crypto = crypto or Ed25519()
         self._secrets = secrets or SystemSecrets()
         self._manifest: Manifest | None = None
         self._model: Model | None = None
+        self._model_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._current: Running | None = None
         self._stopping = threading.Event()
@@ -258,14 +211,99 @@ class Device:
 
         It changes only when the coordinator releases a version, never in the middle of training.
         """
-        if self._model is None:
-            self._model = self._stored_model()
-        return self._model
+        model = self._model
+        if model is None:
+            with self._model_lock:  # of two that ask at once, and a device that starts meanwhile
+                model = self._model = self._model or self._stored_model()
+        return model
+
+    def fine_tune(
+        self, plan: Plan = FINE_TUNING_PLAN, *, anyway: bool = False, stop: Stop = lambda: False
+    ) -> FineTuned:
+        """Train the personal part of the model on the device's own examples; blocks.
+
+        All else is held fixed, nothing is sent, and the app's model has the new part when this
+        returns. It takes its turn with the rounds, runs or not, and counts in the day's budgets.
+
+        Args:
+            plan: how to train.
+            anyway: whatever the policy says; else a closed gate refuses or stops it.
+            stop: asked between batches.
+
+        Raises:
+            FineTuningError: it was not trained, and is as it was; `.reason` says why.
+            DeviceError: the task cannot say what its model is.
+            AlreadyRunningError: another process runs this state directory.
+        """
+        manifest = self._task_manifest()
+        check_has_personal(manifest)
+        running = self._current
+        if self.running and running is not None:
+            work = FineTuneWork(
+                plan, manifest, self.model, running.driver.make_trainer, anyway, stop
+            )
+            running.fine_tune(work)
+            while not work.done.wait(_LOOK_EVERY_S) and self.running:
+                pass
+            result = work.result or FineTuningError("stopped")
+        else:
+            result = self._fine_tune_here(plan, manifest, anyway=anyway, stop=stop)
+        if isinstance(result, FineTuningError):
+            raise result
+        with self._model_lock:
+            self._model = running.driver.released if self.running and running else None
+        return result
+
+    def _fine_tune_here(
+        self, plan: Plan, manifest: Manifest, *, anyway: bool, stop: Stop
+    ) -> FineTuned | FineTuningError:
+        """On the caller's thread, while nothing else runs."""
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(InstanceLock(self.state_dir).release)
+            journal = SqliteJournal(self.state_dir)
+            stack.callback(journal.close)
+            rules = Gatekeeper(
+                policy=self.policy,
+                conditions=self._conditions,
+                journal=journal,
+                energy=energy_of(self._device_class),
+                traffic=lambda: (0, 0),
+            )
+            work = FineTuneWork(
+                plan, manifest, self._stored_model(), lambda: self.task.trainer(self._info), anyway
+            )
+            shelf = FileShelf(self.state_dir / MODELS_DIR, manifest.schema)
+            return fine_tune_alone(work, rules, shelf, stop)
 
     @property
     def status(self) -> DeviceStatus:
         """What the device did, spent and waits for."""
         return read_status(self.state_dir)
+
+    def opt_out(self) -> None:
+        """Send nothing any more, and take no part, until `opt_in`; a restart changes nothing.
+
+        What is not sealed is given up; a sealed update stays here. The app keeps its model.
+
+        Raises:
+            JournalError: no device has run here, or its journal cannot be written.
+        """
+        opt_out(self.state_dir)
+        self._tell_running()
+
+    def opt_in(self) -> None:
+        """Take part again.
+
+        Raises:
+            JournalError: no device has run here, or its journal cannot be written.
+        """
+        opt_in(self.state_dir)
+        self._tell_running()
+
+    def _tell_running(self) -> None:
+        if self.running and self._current is not None:
+            self._current.ask_owner()
 
     def leave(self, *, timeout_s: float = 10.0) -> bool:
         """Take the device out of the federation and delete everything that it kept.
@@ -287,19 +325,12 @@ class Device:
 
     def _delete(self) -> None:
         """Remove what this class has made, and the examples; what else is there is not ours."""
-        import shutil  # noqa: PLC0415 - once in a device's life
-
         if self._examples is not None:
             try:
                 self._examples.destroy()
             except ExampleStoreError as error:
                 _log.warning("examples: %s", error)
-        shutil.rmtree(self.state_dir / _MODELS, ignore_errors=True)
-        for pattern in (f"{JOURNAL_FILE}*", CA_FILE, f"{LOCK_FILE}*"):
-            for path in self.state_dir.glob(pattern):
-                path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.state_dir.rmdir()
+        delete_state(self.state_dir)
 
     # -- the thread --------------------------------------------------------------------------
 
@@ -318,7 +349,7 @@ class Device:
         version = 0
         with contextlib.suppress(PotluckError):
             version = read_status(self.state_dir).model_version
-        shelf = FileShelf(self.state_dir / _MODELS, manifest.schema)
+        shelf = FileShelf(self.state_dir / MODELS_DIR, manifest.schema)
         shared = shelf.load(version) if version else None
         tensors = manifest.complete(shared or {}, shelf.personal())
         path = shelf.path(version) if shared else None
@@ -338,7 +369,8 @@ class Device:
         self._revoked.clear()
         self.error = None
         self._current = running
-        self._model = running.driver.released
+        with self._model_lock:
+            self._model = running.driver.released
         return running
 
     def _assemble(self, manifest: Manifest, lock: InstanceLock, journal: SqliteJournal) -> Running:
@@ -360,7 +392,7 @@ class Device:
             manifest=manifest,
             make_trainer=lambda: self.task.trainer(self._info),
             journal=journal,
-            shelf=FileShelf(self.state_dir / _MODELS, manifest.schema),
+            shelf=FileShelf(self.state_dir / MODELS_DIR, manifest.schema),
             enrolment=enrolment,
             signer=self._crypto.signer(journal.identity_key(self._secrets.token(32))),
             crypto=self._crypto,
@@ -369,8 +401,10 @@ class Device:
             observe=self._observe,
             device_class=self._device_class,
             means=running.gatekeeper.means,
-            parts=PartFiles(self.state_dir / _MODELS),
+            parts=PartFiles(self.state_dir / MODELS_DIR),
             room=running.room,
+            check_release=self._check_release,
+            check_at_once=self.policy.check_releases_at_once,
         )
         address = BrokerAddress.parse(self._broker or enrolment.broker)
         running.link = MqttLink(
@@ -388,12 +422,14 @@ class Device:
 
     def _run(self, running: Running) -> None:
         try:
-            running.link.start()
+            running.begin()
             while not self._stopping.is_set():
                 running.turn()
                 self._model = running.driver.released
                 if running.driver.session.phase is Phase.REVOKED:
                     self._revoked.set()
+                    break
+                if running.has_left:
                     break
             running.farewell()
         except Exception as error:  # noqa: BLE001 - the app goes on, whatever ended the device

@@ -10,16 +10,19 @@ network sends is handled or counted and never raises.
 import functools
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Final
 
 import quantization
 from edge_sdk import session as machine
+from edge_sdk.adoption import RELEASE_CHECK, Adoption
 from edge_sdk.download import Download, Downloads, digest_of
 from edge_sdk.journal import Enrolment, Journal
-from edge_sdk.ladder import Costs, Means, Room, Rung, allowed, uplink
+from edge_sdk.ladder import Means, uplink
 from edge_sdk.models import ModelShelf
 from edge_sdk.outbox import Outbox
 from edge_sdk.parts import PartStore
 from edge_sdk.reasons import Reason
+from edge_sdk.release_check import CheckWork, ReleaseCheck
 from edge_sdk.signals import (
     Adopt,
     Adopted,
@@ -42,8 +45,11 @@ from edge_sdk.signals import (
     Trained,
     TrainingFailed,
     TurnDown,
+    Vetoed,
+    VetoedRelease,
 )
 from edge_sdk.trainer import Model, Trainer, read_only
+from edge_sdk.weighing import trains_head_alone, weigh
 from edge_sdk.work import (
     RESIDUAL_ROUNDS_MAX,
     EvaluationWork,
@@ -83,10 +89,14 @@ from wire.messages import (
     Receipt,
     Refused,
     Release,
+    ReleaseVeto,
     Revoked,
     UpdateOffer,
 )
 from wire.topics import Address
+
+# Of a coordinator's frames: an older one refuses a `ReleaseVeto`, a kind that it does not know.
+_HEARS_VETOES_SINCE_MINOR: Final = 1
 
 
 def _all(most: int) -> int:
@@ -112,6 +122,8 @@ class DeviceDriver:
         parts: where downloads are put together; None is memory, and a reboot loses them.
         room: how many more chunks the link can use now, if so many may be under way; where nobody
             says, everything is sent at once.
+        check_release: the app's own check of a release, None to use whatever is released.
+        check_at_once: whether it may run while the gate is closed.
     """
 
     def __init__(
@@ -131,19 +143,20 @@ class DeviceDriver:
         means: Callable[[], Means] = Means,
         parts: PartStore | None = None,
         room: Callable[[int], int] = _all,
+        check_release: ReleaseCheck | None = None,
+        check_at_once: bool = False,
     ) -> None:
         self.manifest = manifest
         self.schema = manifest.schema.shared
         self.timers: dict[str, float] = {}
         self.incidents: Counter[str] = Counter()
-        self._make_trainer = functools.cache(make_trainer)
+        self.make_trainer = functools.cache(make_trainer)
         self._journal = journal
         self._shelf = shelf
         self._coordinator_key = enrolment.coordinator_key
         self._signer = signer
         self._crypto = crypto
         self._publish_bytes = publish
-        self._start_work = start_work
         self._observe = observe
         self._means = means
         self._room = room
@@ -155,7 +168,14 @@ class DeviceDriver:
         self._work: Work | None = None
         self._trained: TrainingWork | None = None
         self._downloads = Downloads(self.schema, parts, self._note)
-        self._adopting: Adopt | None = None
+        self._adoption = Adoption(
+            check=check_release,
+            at_once=check_at_once,
+            make_trainer=self.make_trainer,
+            start_work=start_work,
+            timers=self.timers,
+        )
+        self._coordinator_minor = 0
         self._events: deque[object] = deque()
         self._logged: set[str] = set()
         self.session = self._boot(device_class)
@@ -177,6 +197,7 @@ class DeviceDriver:
             last_round=kept.last_round,
             sealed=kept.sealed,
             revoked=kept.revoked,
+            veto=kept.veto,
         )
 
     # -- what whoever runs it calls ----------------------------------------------------------
@@ -214,7 +235,10 @@ class DeviceDriver:
         for timer in sorted(name for name, at_s in self.timers.items() if at_s <= now_s):
             if self.timers.get(timer, now_s + 1.0) <= now_s:
                 del self.timers[timer]
-                self._step(Woke(timer), now_s)
+                if timer == RELEASE_CHECK:
+                    self._decide(self._adoption.woke(), now_s)
+                else:
+                    self._step(Woke(timer), now_s)
 
     @property
     def has_more_to_send(self) -> bool:
@@ -237,6 +261,9 @@ class DeviceDriver:
 
     def work_done(self, work: Work, event: WorkDone, now_s: float) -> None:
         """Work that `start_work` was given is over; what was stopped meanwhile is ignored."""
+        if isinstance(work, CheckWork):
+            self._decide(self._adoption.check_done(work, event, now_s), now_s)
+            return
         if work is not self._work:
             return
         self._work = None
@@ -257,6 +284,7 @@ class DeviceDriver:
             if address != self._down:
                 raise RemoteProtocolError(f"topic {topic[:64]!r} is not this device's")  # noqa: TRY301 - one place counts
             message = frames.open_frame(data, address, self._coordinator_key, self._crypto)
+            self._coordinator_minor = data[frames.MINOR_OFFSET]
             self._on_message(message, now_s)
         except RemoteProtocolError as error:
             self._count_incident(error)
@@ -269,8 +297,8 @@ class DeviceDriver:
                 for version in self._downloads:
                     self._fail_download(version, message.reason, now_s)
             case Release():
-                if self._adopting is not None and self._adopting.version != message.version:
-                    self._adopting = None  # taken back or overtaken before it was here
+                if self._adoption.wanted_version not in (None, message.version):
+                    self._adoption.drop()  # taken back or overtaken before the app saw it
                 self._step(message, now_s)
             case Receipt():
                 self._outbox.done(message.update_id)
@@ -292,25 +320,10 @@ class DeviceDriver:
 
     def _weighed(self, message: Message) -> Message | TurnDown:
         """An invitation turned down for which what is left of the day's budgets does not do."""
-        if not isinstance(message, Invite | EvaluateInvite) or self.session.gate is None:
+        if not isinstance(message, Invite | EvaluateInvite):
             return message
-        means = self._means()
-        if means.room == Room():
-            return message
-        trains = isinstance(message, Invite)
-        version = message.base_version if isinstance(message, Invite) else message.version
-        head = self.manifest.head or tuple(spec.name for spec in self.schema.tensors)
-        costs = Costs(
-            training=means.training,
-            evaluation=means.evaluation,
-            fetch_bytes=0 if version == self.session.held_version else self._last_fetch_bytes,
-            values=self.schema.parameters,
-            head_values=sum(self.manifest.tensors[name].size for name in head),
-        )
-        rung, short = allowed(means.room, costs)
-        if short is None or (rung < Rung.SKIP and not trains):
-            return message
-        return TurnDown(message.check_in, message.round, short)
+        means, fetched = self._means(), self._last_fetch_bytes
+        return weigh(message, self.session, means, self.manifest, fetched)
 
     def _be_patient(self, timer: str, bytes_before_next: int, now_s: float) -> None:
         """A transfer is on its way: it is asked for again only when nothing moves any more."""
@@ -337,6 +350,12 @@ class DeviceDriver:
                 self._execute(effect, now_s)
             self.send_more(now_s)
             self._events.popleft()
+        self._adoption.next_check(
+            gate_is_open=self.session.gate is not None,
+            is_working=self._work is not None,
+            models=lambda version: (self._model(version), self.released),
+            now_s=now_s,
+        )
 
     def _execute(self, effect: Effect, now_s: float) -> None:
         match effect:
@@ -388,13 +407,19 @@ class DeviceDriver:
             case ForgetUpdate():
                 self._outbox.done(record.update_id)
                 self._journal.forget(record)
+            case VetoedRelease():
+                self._journal.veto(record)
+                self._retain()
             case Revoked():
                 self._outbox.link_lost()
                 self._journal.revoke(record.reason)
+                self._adoption.drop()
             case _:
                 raise LocalProtocolError(f"no place for {type(record).__name__}")
 
     def _send(self, message: Message) -> None:
+        if isinstance(message, ReleaseVeto) and self._coordinator_minor < _HEARS_VETOES_SINCE_MINOR:
+            return
         self._publish_bytes(self._up.topic, frames.seal(message, self._up, self._signer))
 
     def _begin_upload(self, effect: SendChunks) -> None:
@@ -459,27 +484,51 @@ class DeviceDriver:
         self._downloads.done(download)
         held = max(self.session.held_version, download.version)
         self._journal.note_held(held)
-        self._shelf.retain({held, self.released.version, download.version})
+        self._retain(held, download.version)
         self._step(BaseReady(download.version), now_s)
-        if self._adopting is not None and self._adopting.version == download.version:
-            self._adopt(self._adopting, now_s)
+        wanted = self._adoption.wanted
+        if wanted is not None and wanted.version == download.version:
+            self._adopt(wanted, now_s)
 
     def _fail_download(self, version: int, reason: str, now_s: float) -> None:
         self._downloads.drop(version)
-        if self._adopting is not None and self._adopting.version == version:
-            self._adopting = None
+        if self._adoption.wanted_version == version:
+            self._adoption.drop()
         self._step(BaseFailed(version, reason), now_s)
 
     def _adopt(self, effect: Adopt, now_s: float) -> None:
-        if not self._holds(effect.version, effect.digest):
-            self._adopting = effect
+        is_here = self._holds(effect.version, effect.digest)
+        if self._adoption.want(effect, is_here=is_here):
+            self._use(effect, now_s)
+        elif is_here:
+            self._step(Woke(RELEASE_CHECK), now_s)  # checked at the end of a step
+        else:
             self._fetch(effect.version, effect.digest, now_s)
-            return
-        self._adopting = None
+
+    def _use(self, effect: Adopt, now_s: float) -> None:
         self._journal.note_released(effect.version)
         self.released = self._model(effect.version)
-        self._shelf.retain({self.session.held_version, effect.version})
+        self._retain()
         self._step(Adopted(effect.version), now_s)
+
+    def _decide(self, verdict: Adopt | Vetoed | None, now_s: float) -> None:
+        """A check is over, one way or another; then come those that waited behind it."""
+        if isinstance(verdict, Adopt):
+            self._use(verdict, now_s)
+        else:
+            self._step(verdict or Woke(RELEASE_CHECK), now_s)
+        self._adoption.start_what_waits()
+
+    def _retain(self, *versions: int) -> None:
+        """Drop files of models that are neither these, nor held, used or on their way."""
+        wanted = self._adoption.wanted_version
+        kept = {*versions, self.session.held_version, self.released.version}
+        self._shelf.retain(kept if wanted is None else kept | {wanted})
+
+    def personalise(self, tensors: Tensors) -> None:
+        """Keep a personal part that was trained beside the rounds; the app sees it at once."""
+        self._shelf.save_personal({**self._shelf.personal(), **tensors})
+        self.released = self._model(self.released.version)
 
     # -- work --------------------------------------------------------------------------------
 
@@ -500,9 +549,10 @@ class DeviceDriver:
             residual=self._shelf.residual() if keeps else {},
             comes_often=fresh,
             payload_bytes_max=lambda: uplink(self._means().room),
-            make_trainer=self._make_trainer,
+            head_alone=trains_head_alone(self.manifest, self._means()),
+            make_trainer=self.make_trainer,
         )
-        self._start_work(self._work)
+        self._adoption.start(self._work)
 
     def _evaluate(self, effect: Evaluate, now_s: float) -> None:
         base = self._load(effect.version)
@@ -514,16 +564,15 @@ class DeviceDriver:
             manifest=self.manifest,
             base=base,
             personal=self._shelf.personal(),
-            make_trainer=self._make_trainer,
+            make_trainer=self.make_trainer,
         )
-        self._start_work(self._work)
+        self._adoption.start(self._work)
 
     def _stop_work(self) -> None:
         if self._work is not None:
             self._work.stop()
             self._work = None
-        wanted = None if self._adopting is None else self._adopting.version
-        self._downloads.drop_others(wanted)
+        self._downloads.drop_others(self._adoption.wanted_version)
 
     def _note(self, report: Report) -> None:
         self.incidents[report.what] += 1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from edge_sdk.forecast import Spells
-from edge_sdk.signals import NOTHING, ForgetUpdate, SealedUpdate, Spent
+from edge_sdk.signals import NOTHING, ForgetUpdate, SealedUpdate, Spent, VetoedRelease
 from wire.errors import PotluckError
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Kept:
     released_version: int
     last_round: int
     revoked: bool
+    veto: VetoedRelease | None = None
 
 
 class Journal(Protocol):
@@ -110,6 +111,10 @@ class Journal(Protocol):
         """Remember the model that the app sees."""
         ...
 
+    def veto(self, vetoed: VetoedRelease) -> None:
+        """Remember the last release that was found unfit, and that the app does not see it."""
+        ...
+
     def spend(self, day: int, more: Spent) -> Spent:
         """Add to a day (days since 1970); returns that day's sum."""
         ...
@@ -139,6 +144,7 @@ class MemoryJournal:
     _released_version: int = 0
     _last_round: int = 0
     _revoked: bool = False
+    last_veto: VetoedRelease | None = None
     _spent: dict[int, Spent] = field(default_factory=dict)
     _spells: Spells = field(default_factory=Spells)
 
@@ -153,6 +159,7 @@ class MemoryJournal:
             released_version=self._released_version,
             last_round=self._last_round,
             revoked=self._revoked,
+            veto=self.last_veto,
         )
 
     def enrol(self, enrolment: Enrolment) -> None:
@@ -187,6 +194,11 @@ class MemoryJournal:
     def note_released(self, version: int) -> None:
         """Remember the model that the app sees."""
         self._released_version = version
+
+    def veto(self, vetoed: VetoedRelease) -> None:
+        """Remember the last release that was found unfit, and that the app does not see it."""
+        self.last_veto = vetoed
+        self._released_version = vetoed.kept_version
 
     def spend(self, day: int, more: Spent) -> Spent:
         """Add to a day (days since 1970); returns that day's sum."""
@@ -312,6 +324,28 @@ class SqliteJournal:
         value = self._fact("revoked")
         return None if value is None else value.decode()
 
+    @property
+    def opted_out(self) -> bool:
+        """Whether the owner wants nothing to be sent."""
+        return self._number("opted_out") == 1
+
+    def set_opted_out(self, *, opted_out: bool) -> bool:
+        """Remember whether the owner wants nothing to be sent; False when that is no news."""
+        with self._transaction():
+            if self.opted_out == opted_out:
+                return False
+            self._put("opted_out", int(opted_out))
+        return True
+
+    @property
+    def leave_asked(self) -> bool:
+        """Whether the owner wants the device out of the federation."""
+        return self._number("leave_asked") == 1
+
+    def ask_to_leave(self) -> None:
+        """Remember that the owner wants the device out."""
+        self._put("leave_asked", 1)
+
     # -- the session -------------------------------------------------------------------------
 
     def reset(self) -> None:
@@ -340,6 +374,7 @@ class SqliteJournal:
             released_version=self._number("released_version"),
             last_round=self._number("last_round"),
             revoked=self.revoked is not None,
+            veto=self._last_veto(),
         )
 
     def seal(self, sealed: SealedUpdate, payload: bytes) -> None:
@@ -393,6 +428,20 @@ class SqliteJournal:
     def note_released(self, version: int) -> None:
         """Remember the model that the app sees."""
         self._put("released_version", version)
+
+    def veto(self, vetoed: VetoedRelease) -> None:
+        """Remember the last release that was found unfit, and that the app does not see it.
+
+        What it sees is written too: a version may have been in use, lost to a damaged disk, and
+        found unfit when it came again.
+        """
+        with self._transaction():
+            self._put("veto", msgspec.msgpack.encode(vetoed))
+            self._put("released_version", vetoed.kept_version)
+
+    def _last_veto(self) -> VetoedRelease | None:
+        value = self._fact("veto")
+        return None if value is None else msgspec.msgpack.decode(value, type=VetoedRelease)
 
     def spend(self, day: int, more: Spent) -> Spent:
         """Add to a day (days since 1970); returns that day's sum.

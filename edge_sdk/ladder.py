@@ -4,10 +4,12 @@
 
 `allowed` looks at an invitation before anything is spent on it; `uplink` says how few bytes its
 update may take, when it comes to that. Both are pure, and more room never leads to a lower rung or
-to fewer bytes. What costs time is the same on the first three rungs, which differ in bytes alone.
+to fewer bytes. The first two rungs differ in bytes alone. The head is for either: for bytes it is
+trained like all else and sent alone; for time (`head_alone`) nothing else is trained.
 
-A device knows what work takes from the last time that it did it; until then, nothing. What it
-underestimates, the gate still ends (`edge_sdk.budget`).
+A device knows what work takes from the last time that it did it; until then, nothing, and of the
+head what the rest of the work suggests. What it underestimates, the gate still ends
+(`edge_sdk.budget`).
 """
 
 import math
@@ -70,6 +72,7 @@ class Costs:
 
     Attributes:
         training: joules and seconds of the last training, 0 before there was one.
+        head_training: the same of the last training of the head alone.
         evaluation: the same of the last evaluation.
         fetch_bytes: what the base model takes on its way down, 0 if it is here.
         values: how many an update has that changes everything.
@@ -77,10 +80,24 @@ class Costs:
     """
 
     training: Spent = NOTHING
+    head_training: Spent = NOTHING
     evaluation: Spent = NOTHING
     fetch_bytes: int = 0
     values: int = 0
     head_values: int = 0
+
+    @property
+    def least_training(self) -> Spent:
+        """What training takes when it has to: that of the head alone, or of all without one.
+
+        Before it was ever done, one pass forward over everything and two backward over the head.
+        """
+        if self.head_values == self.values or self.training == NOTHING:
+            return self.training
+        if self.head_training != NOTHING:
+            return self.head_training
+        share = (1.0 + 2.0 * self.head_values / max(self.values, 1)) / 3.0
+        return Spent(0, self.training.joules * share, self.training.training_s * share)
 
 
 def least_payload_bytes(values: int) -> int:
@@ -103,13 +120,19 @@ def allowed(room: Room, costs: Costs) -> tuple[Rung, Reason | None]:
     below = Rung.EVALUATE if able_to_evaluate else Rung.SKIP
     if after_fetch.payload_bytes < least_payload_bytes(costs.head_values):
         return below, Reason.BYTES_TOO_FEW
-    if room.joules <= 0.0 or costs.training.joules > room.joules:
+    least = costs.least_training
+    if room.joules <= 0.0 or least.joules > room.joules:
         return below, Reason.ENERGY_TOO_LITTLE
-    if room.training_s <= 0.0 or costs.training.training_s > room.training_s:
+    if room.training_s <= 0.0 or least.training_s > room.training_s:
         return below, Reason.TRAINING_TOO_SHORT
-    if after_fetch.payload_bytes < least_payload_bytes(costs.values):
+    if after_fetch.payload_bytes < least_payload_bytes(costs.values) or head_alone(room, costs):
         return Rung.HEAD, None
     return Rung.FULL, None
+
+
+def head_alone(room: Room, costs: Costs) -> bool:
+    """Whether training everything takes more than is left, so that at most the head is trained."""
+    return not _fits(costs.training, room)
 
 
 def _fits(cost: Spent, room: Room) -> bool:
@@ -128,4 +151,5 @@ class Means:
 
     room: Room = Room()
     training: Spent = NOTHING
+    head_training: Spent = NOTHING
     evaluation: Spent = NOTHING

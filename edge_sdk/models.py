@@ -4,6 +4,9 @@ Kept are the newest (deltas are applied to it, and training starts from it) and 
 (the app uses it); beside them the personal part, and what a codec with error feedback left out of
 the last update. A file appears whole or not at all; what is read is checked against its digest by
 whoever asked for it.
+
+Models are looked at where they lie (docs/adr/0032): an app, its device and every other process of
+the same app share one copy in the system's page cache.
 """
 
 import contextlib
@@ -111,23 +114,42 @@ class FileShelf:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._schema = schema
+        # What was checked, by file, and which file that was: it is not read again.
+        self._mapped: dict[Path, tuple[tuple[int, ...], Tensors]] = {}
 
     def load(self, version: int) -> Tensors | None:
-        """A version's shared tensors, or None when they are not here or damaged."""
-        tensors = _read(self._file(version))
+        """A version's shared tensors, read-only, or None when they are not here or damaged.
+
+        Length, checksums, schema and finiteness are looked at once for each file.
+        """
+        path = self._file(version)
         try:
+            about = path.stat()
+            which = (about.st_ino, about.st_size, about.st_mtime_ns)
+            known = self._mapped.get(path)
+            if known is not None and known[0] == which:
+                return dict(known[1])
+            tensors = npz.mapped(path)
             self._schema.shared.check(tensors)
-        except RemoteProtocolError:
+        except (OSError, ValueError, npz.NpzError, RemoteProtocolError):
+            self._mapped.pop(path, None)
             return None
-        return tensors
+        self._mapped[path] = (which, tensors)
+        return dict(tensors)
 
     def save(self, version: int, tensors: Tensors) -> None:
         """Keep a version's shared tensors; they are on disk when this returns."""
-        _write(self._file(version), tensors)
+        path = self._file(version)
+        self._mapped.pop(path, None)  # Windows does not replace what is mapped
+        _write(path, tensors, aligned=True)
 
     def retain(self, versions: Iterable[int]) -> None:
-        """Drop all other versions."""
+        """Drop all other versions.
+
+        On Windows a file stays as long as somebody has it mapped, and goes at a later call.
+        """
         kept = {self._file(version) for version in versions}
+        self._mapped = {path: known for path, known in self._mapped.items() if path in kept}
         for path in self._directory.glob("model-*"):
             # A save that was cut short leaves its temporary file; none is under way here.
             if path not in kept:
@@ -186,10 +208,10 @@ def _read(path: Path) -> Tensors:
         return {}
 
 
-def _write(path: Path, tensors: Tensors) -> None:
+def _write(path: Path, tensors: Tensors, *, aligned: bool = False) -> None:
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        npz.write(file, tensors)
+        npz.write(file, tensors, aligned=aligned)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -23,10 +23,13 @@ def _layers(tensors: Tensors) -> int:
     return len(tensors) // 2
 
 
-def _forward(tensors: Tensors, x: Floats) -> list[Floats]:
-    """Every layer's input, and the logits last."""
+def _forward(tensors: Tensors, x: Floats, first: int = 0, end: int | None = None) -> list[Floats]:
+    """The input of every layer from `first` to before `end`, and what the last one makes of it.
+
+    Without an end, that are the logits.
+    """
     activations = [x]
-    for layer in range(_layers(tensors)):
+    for layer in range(first, _layers(tensors) if end is None else end):
         z = activations[-1] @ tensors[f"w{layer}"] + tensors[f"b{layer}"]
         last = layer == _layers(tensors) - 1
         activations.append(z if last else np.maximum(z, np.float32(0.0)))
@@ -85,10 +88,15 @@ class NumpyTrainer:
     def train(self, model: Model, plan: Plan, *, stop: Stop) -> TrainResult:
         """Mini-batch SGD over the device's examples, `plan.local_epochs` times.
 
+        Below the lowest layer that is trainable nothing changes, and nothing goes backward: what
+        those layers make of an example is computed once.
+
         Raises:
             TrainingStoppedError: `stop()` said so between two batches.
         """
         tensors = {name: values.copy() for name, values in model.tensors.items()}
+        first = _lowest(model)
+        x = self._features(tensors, first, stop)
         rate = np.float32(plan.learning_rate)
         loss_sum, seen = 0.0, 0
         order_bits = np.random.Philox(key=(plan.seed * 2_654_435_761 + self._seed) & _MASK)
@@ -98,8 +106,10 @@ class NumpyTrainer:
                 if stop():
                     raise TrainingStoppedError("training was stopped between two batches")
                 rows = order[start : start + plan.batch]
-                loss, gradients = _gradients(tensors, self._x[rows], self._y[rows])
+                loss, gradients = _gradients(tensors, x[rows], self._y[rows], first)
                 for name, gradient in gradients.items():
+                    if not model.trains(name):
+                        continue
                     if plan.proximal_mu:
                         pull = tensors[name] - model.tensors[name]
                         gradient = gradient + np.float32(plan.proximal_mu) * pull  # noqa: PLW2901 - FedProx, eq. 2
@@ -108,6 +118,17 @@ class NumpyTrainer:
                 seen += len(rows)
         metrics = {"train_loss": loss_sum / seen} if seen else {}
         return TrainResult(tensors, len(self._x), metrics)
+
+    def _features(self, tensors: Tensors, first: int, stop: Stop) -> Floats:
+        """What the layers below `first` make of all examples."""
+        if first == 0:
+            return self._x
+        made: list[Floats] = []
+        for start in range(0, len(self._x), _EVALUATE_BATCH):
+            if stop():
+                raise TrainingStoppedError("training was stopped between two batches")
+            made.append(_forward(tensors, self._x[start : start + _EVALUATE_BATCH], 0, first)[-1])
+        return np.concatenate(made) if made else self._x[:0]
 
     def evaluate(self, model: Model, plan: Plan, *, stop: Stop) -> EvalResult:  # noqa: ARG002 - the Protocol's
         """Mean cross-entropy and accuracy on the hold-out."""
@@ -126,9 +147,22 @@ class NumpyTrainer:
         return EvalResult(loss / len(x), len(x), {"accuracy": right / len(x)})
 
 
-def _gradients(tensors: Tensors, x: Floats, y: NDArray[np.int64]) -> tuple[float, Tensors]:
-    """The batch's mean cross-entropy and its gradient."""
-    activations = _forward(tensors, x)
+def _lowest(model: Model) -> int:
+    """The lowest layer of which something is trainable; the number of layers if nothing is."""
+    layers = _layers(model.tensors)
+    return next(
+        (n for n in range(layers) if model.trains(f"w{n}") or model.trains(f"b{n}")), layers
+    )
+
+
+def _gradients(
+    tensors: Tensors, x: Floats, y: NDArray[np.int64], first: int = 0
+) -> tuple[float, Tensors]:
+    """The batch's mean cross-entropy and its gradient, of the layers from `first` on.
+
+    `x` are the inputs of layer `first`.
+    """
+    activations = _forward(tensors, x, first)
     log_p = _log_softmax(activations[-1])
     rows = np.arange(len(y))
     loss = -float(log_p[rows, y].mean(dtype=np.float64))
@@ -136,11 +170,12 @@ def _gradients(tensors: Tensors, x: Floats, y: NDArray[np.int64]) -> tuple[float
     delta[rows, y] -= np.float32(1.0)
     delta /= np.float32(len(y))
     gradients: Tensors = {}
-    for layer in reversed(range(_layers(tensors))):
-        gradients[f"w{layer}"] = activations[layer].T @ delta
+    for layer in reversed(range(first, _layers(tensors))):
+        inputs = activations[layer - first]
+        gradients[f"w{layer}"] = inputs.T @ delta
         gradients[f"b{layer}"] = delta.sum(axis=0)
-        if layer:
-            delta = (delta @ tensors[f"w{layer}"].T) * (activations[layer] > 0.0)
+        if layer > first:
+            delta = (delta @ tensors[f"w{layer}"].T) * (inputs > 0.0)
     return loss, gradients
 
 

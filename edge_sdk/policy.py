@@ -60,6 +60,7 @@ class Policy:
         quiet_hours: spans of the local day in which nothing is begun and work stops, each
             `HH:MM-HH:MM`.
         check_in_s: how long a check-in promises to be there; the next one comes a little earlier.
+        check_releases_at_once: the app's own check of a release does not wait for the gate.
         low_priority: train on a thread that lets other programs go first, where the system has
             such threads. Not for an app whose own loop is Python: the thread may then be kept from
             running while it holds the interpreter, and the loop waits for it.
@@ -81,6 +82,7 @@ class Policy:
     min_free_disk_bytes: int = 64 * _MIB
     quiet_hours: tuple[str, ...] = ()
     check_in_s: float = LEASE_S
+    check_releases_at_once: bool = False
     low_priority: bool = False
 
     def __post_init__(self) -> None:

@@ -1,10 +1,10 @@
 """Why a device takes no part, or ended work before it was sealed: the words that it says.
 
 One of these stands in each `Declined` (the gate is closed, or an invitation is turned down) and in
-each `Failed` (work was begun and given up), in the device's own reports, and in
-`potluck device status`. A `Failed` may also carry the wire's word for what is wrong with a model
+each `Failed` (work was begun and given up), in each `ReleaseVeto`, in the device's own reports, and
+in `potluck device status`. A `Failed` may also carry the wire's word for what is wrong with a model
 (`wire.errors`, for instance `not_finite` or `digest_mismatch`), or the coordinator's for why it
-sends none.
+sends none; a `ReleaseVeto` also a word of the app's own.
 """
 
 from enum import StrEnum
@@ -24,6 +24,7 @@ class Reason(StrEnum):
         return member
 
     # -- the gate, in the order in which they are looked at --------------------------------------
+    OPTED_OUT = "opted_out", "the owner has opted out: nothing is sent"
     BYTE_BUDGET_SPENT = "byte_budget_spent", "the day's bytes are used up"
     METERED = "metered", "the network is paid by the byte"
     DISK_LOW = "disk_low", "the disk has little room left"
@@ -52,3 +53,8 @@ class Reason(StrEnum):
     PAYLOAD_BUDGET = "payload_budget", "no codec makes the update small enough"
     OUT_OF_MEMORY = "out_of_memory", "the trainer ran out of memory"
     TRAINER_FAILED = "trainer_failed", "the trainer raised an error"
+    # -- a release that the device's own check is against ----------------------------------------
+    CHECK_FAILED = "check_failed", "the app's check said no to the release"
+    CHECK_RAISED = "check_raised", "the app's check of the release raised an error"
+    CHECK_TIMED_OUT = "check_timed_out", "the app's check of the release took too long"
+    LOSS_IS_WORSE = "loss_is_worse", "the release is worse on this device's hold-out"

@@ -21,6 +21,8 @@ The rules:
    this device has sealed: an old one that a broker kept cannot start work.
 6. Asked to evaluate, a device goes the same way to the base, measures it, reports and is `IDLE`
    again. Nothing of that is durable, and what is interrupted is not done again.
+7. A release that the device's own check is against never reaches the app. The verdict is durable
+   before it is sent, and stands for that version alone (`edge_sdk.releasing`).
 
 What not to do: no arrays here (ids, digests and sizes only), no clock (`now_s` comes in), no
 trust in a PUBACK. A message that the table does not expect is an `IllegalStepError`; the driver
@@ -32,8 +34,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
+from edge_sdk.releasing import adopted, released, vetoed
 from edge_sdk.signals import (
-    Adopt,
     Adopted,
     BaseFailed,
     BaseHeld,
@@ -56,6 +58,8 @@ from edge_sdk.signals import (
     Trained,
     TrainingFailed,
     TurnDown,
+    Vetoed,
+    VetoedRelease,
 )
 from wire import CancelWake, Effect, Persist, Publish, Report, Rule, Table, WakeAt, Woke, limits
 from wire import advance as advance_table
@@ -91,8 +95,6 @@ CHECK_IN_S_MIN: Final = 10.0
 ANSWER_S_MIN: Final = 5.0
 ANSWER_S_MAX: Final = 300.0
 SLOW_LINK_BYTES_PER_S: Final = 20_000.0
-# The gate is closed to save bytes, or room for them, and a model is most of them.
-_BYTES_ARE_SHORT: Final = frozenset({"metered", "byte_budget_spent", "disk_low"})
 # After a failure of its own a device does not come back at once.
 FAILURE_PAUSE_S: Final = 30.0
 # What is left of a day's budget does not grow; there may be smaller work later.
@@ -124,8 +126,8 @@ class Session:
     """All that a device's session remembers; frozen, a step returns the next one.
 
     `held_version` is the newest model whose tensors are stored, `released_version` what the app
-    sees, -1 for none. `boot` grows with every start of the driver. `evaluated_version` is the
-    newest that this boot has taken to evaluate.
+    sees, -1 for none; `veto` is the last release that it is not to see. `boot` grows with every
+    start of the driver. `evaluated_version` is the newest that this boot has taken to evaluate.
     """
 
     phase: Phase
@@ -148,6 +150,7 @@ class Session:
     offers: int = 0
     receipted: bool = False
     evaluated_version: int = -1
+    veto: VetoedRelease | None = None
 
     @property
     def check_in(self) -> int:
@@ -171,6 +174,7 @@ def start(
     last_round: int = 0,
     sealed: SealedUpdate | None = None,
     revoked: bool = False,
+    veto: VetoedRelease | None = None,
 ) -> Session:
     """The session of a device that has just started, from what its journal holds."""
     phase = Phase.IDLE if device else Phase.UNENROLLED
@@ -190,6 +194,7 @@ def start(
         released_version=released_version,
         last_round=last_round,
         sealed=sealed,
+        veto=veto,
         # What was sealed before this boot may have been offered already: ask before sending again.
         offers=0 if sealed is None else 1,
     )
@@ -602,25 +607,11 @@ def _woke_uploading(s: Session, event: Woke, now_s: float) -> Step:
     return _offer(s, now_s) if event.timer == OFFER_AGAIN else (s, ())
 
 
-# -- actions: release, refusal, the end ----------------------------------------------------------
+# -- actions: refusal, the end; releases are in `edge_sdk.releasing` ------------------------------
 
 
 def _enrolled(s: Session, event: EnrolmentDone, _now_s: float) -> Step:
     return replace(s, phase=Phase.IDLE, device=event.device, federation=event.federation), ()
-
-
-def _release(s: Session, event: Release, _now_s: float) -> Step:
-    if event.version == s.released_version:
-        return s, ()
-    if s.gate is None and s.gate_reason in _BYTES_ARE_SHORT:
-        # The next check-in says which version is in use, and the coordinator releases again.
-        return s, (Report("release_waits", s.gate_reason),)
-    return s, (Adopt(event.version, event.model_digest, event.alias),)
-
-
-def _adopted(s: Session, event: Adopted, _now_s: float) -> Step:
-    after = replace(s, released_version=event.version)
-    return after, (Report("released", f"version {event.version}"),)
 
 
 def _refused(s: Session, event: Refused, _now_s: float) -> Step:
@@ -666,8 +657,9 @@ def _rows(
     }
     if enrolled:
         common |= {
-            Release: Rule(_release, here),
-            Adopted: Rule(_adopted, here),
+            Release: Rule(released, here),
+            Adopted: Rule(adopted, here),
+            Vetoed: Rule(vetoed, here),
             Refused: Rule(_refused, here),
             Revoked: Rule(_revoked, (_P.REVOKED,)),
         }

@@ -40,6 +40,21 @@ class ForgetUpdate(msgspec.Struct, frozen=True):
     reason: str
 
 
+class VetoedRelease(msgspec.Struct, frozen=True):
+    """A release that this device has found unfit: the journal keeps the last one.
+
+    `kept_version` is what its app goes on with, `reason` a stable word, `metrics` what was measured
+    (`loss_candidate`, `loss_current`, `num_examples`).
+    """
+
+    version: int
+    model_digest: bytes
+    kept_version: int
+    reason: str
+    detail: str = ""
+    metrics: dict[str, float] = {}
+
+
 class Spent(msgspec.Struct, frozen=True):
     """What taking part has cost: MQTT bytes both ways, joules beyond idling, seconds of work."""
 
@@ -124,10 +139,11 @@ class SendChunks(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Adopt(Effect):
-    """Make a released model the one that the app sees; fetch it first if need be.
+    """Make a released model the one that the app sees; fetch it and have it checked first.
 
-    The driver answers `Adopted` when it is done, and with nothing if it cannot be done now: the
-    next check-in says which version is in use, and the coordinator releases again.
+    The driver answers `Adopted` when it is done, `Vetoed` when the device's own check is against
+    it, and with nothing if it cannot be done now: the next check-in says which version is in use,
+    and the coordinator releases again.
     """
 
     version: int
@@ -249,3 +265,14 @@ class Adopted:
     """The app now sees this version."""
 
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vetoed:
+    """The device's own check is against a release; the app goes on with what it has."""
+
+    version: int
+    digest: bytes
+    reason: str
+    detail: str
+    metrics: dict[str, float]

@@ -106,10 +106,11 @@ class TorchTrainer:
             return TrainResult({}, 0)
         seed = (plan.seed * 2_654_435_761 + self._seed) & _MASK
         order_bits = np.random.Philox(key=seed)
-        with self._alone(seed):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._alone(seed))
             self._load(model.tensors)
             self._module.train()
-            weights = [w for w in self._module.parameters() if w.requires_grad]
+            weights = self._trained(stack, model)
             first = [weight.detach().clone() for weight in weights] if plan.proximal_mu else []
             optimizer = self._optimizer(weights, lr=plan.learning_rate)
             loss_sum = 0.0
@@ -152,6 +153,17 @@ class TorchTrainer:
                 if classifies:
                     right += float((output.argmax(dim=1) == y).float().mean()) * len(y)
         return EvalResult(loss / count, count, {"accuracy": right / count} if classifies else {})
+
+    def _trained(self, stack: contextlib.ExitStack, model: Model) -> list[Any]:
+        """The weights that training is to change; until it is over no other has a gradient."""
+        weights = []
+        for name, weight in self._module.named_parameters():
+            if weight.requires_grad and model.trains(name):
+                weights.append(weight)
+            elif weight.requires_grad:
+                weight.requires_grad_(requires_grad=False)
+                stack.callback(weight.requires_grad_, requires_grad=True)
+        return weights
 
     def _loss_of(self, examples: Arrays, rows: NDArray[np.int64]) -> Any:
         x, y = self._inputs(examples, rows)

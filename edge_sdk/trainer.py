@@ -44,13 +44,20 @@ class Model:
 
     A trainer gets fresh arrays that it may write to, an app read-only ones.
 
-    `path` is the `.npz` of the tensors that travel, where there is one.
+    `path` is the `.npz` of the tensors that travel, where there is one. `trainable` are the names
+    that training is to change, None for all: a trainer that leaves the others as they are saves
+    time; of what others return, those are not used.
     """
 
     version: int
     tensors: Tensors
     path: Path | None = None
     artefact: Artefact | None = None
+    trainable: tuple[str, ...] | None = None
+
+    def trains(self, name: str) -> bool:
+        """Whether training is to change this tensor."""
+        return self.trainable is None or name in self.trainable
 
 
 def read_only(tensors: Tensors) -> Tensors:

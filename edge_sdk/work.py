@@ -8,7 +8,7 @@ raises.
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,13 +16,15 @@ import numpy as np
 
 import quantization
 from edge_sdk.ladder import Rung, least_payload_bytes
+from edge_sdk.release_check import Checked, CheckFailed, CheckWork
 from edge_sdk.signals import Evaluate, Evaluated, SealedUpdate, Train, Trained, TrainingFailed
 from edge_sdk.trainer import EvalResult, Model, Trainer, TrainingStoppedError, TrainResult
+from edge_sdk.user_code import blamed, bounded, finite
 from privacy import clip_l2
-from wire import LocalProtocolError, Manifest, Tensors, limits
+from wire import LocalProtocolError, Manifest, Tensors
 from wire.errors import NotFiniteError, RemoteProtocolError, SchemaMismatchError
+from wire.manifest import Part
 
-_DETAIL_CHARS: Final = 160
 _NO_EXAMPLES: Final = "no_examples"
 # A look at an example costs about a third of a training step: one pass forward instead of a forward
 # and two backward ones.
@@ -38,7 +40,8 @@ class TrainingWork:
     After `run`, `payload`, `new_personal` and `new_residual` belong to the `Trained` event that it
     returned. `residual` is what earlier updates left out, empty for none; `comes_often` says that
     what this one leaves out may hope for a next one soon. `payload_bytes_max` is what the owner's
-    budget leaves for the payload, asked for when it is made; `rung` is what it came to.
+    budget leaves for the payload, asked for when it is made; `rung` is what it came to. With
+    `head_alone` nothing else of the shared part is trained.
     """
 
     order: Train
@@ -49,6 +52,7 @@ class TrainingWork:
     residual: Tensors = field(default_factory=dict)
     comes_often: bool = True
     payload_bytes_max: Callable[[], int | None] = lambda: None
+    head_alone: bool = False
     rung: Rung = Rung.FULL
     payload: bytes = b""
     new_personal: Tensors = field(default_factory=dict)
@@ -75,7 +79,7 @@ class TrainingWork:
             # The trainer returned what the wire would refuse: the wire's own word for it.
             reason, detail = error.reason, str(error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code; the app goes on
-            reason, detail = _blamed(error)
+            reason, detail = blamed(error)
         return _failed(self.order.round, reason, detail)
 
     def _run(self) -> Trained | TrainingFailed:
@@ -83,7 +87,7 @@ class TrainingWork:
         try:
             codec = quantization.check_spec(order.codec)
         except LocalProtocolError:
-            return TrainingFailed(order.round, "unknown_codec", order.codec[:_DETAIL_CHARS])
+            return TrainingFailed(order.round, "unknown_codec", bounded(order.codec))
         trainer = self.make_trainer()
         measured = trainer.evaluate(self._model(), order.plan, stop=lambda: self._stopped)
         result = trainer.train(self._model(), order.plan, stop=lambda: self._stopped)
@@ -94,6 +98,8 @@ class TrainingWork:
         delta = self._delta(result)
         if order.plan.clip_norm > 0.0:
             delta = clip_l2(delta, order.plan.clip_norm)
+        if self.head_alone:
+            self.rung, delta = Rung.HEAD, self._head_of(delta)
         self._encode_within(codec, delta)
         self.examples_seen = result.num_examples * order.plan.local_epochs
         sealed = SealedUpdate(
@@ -127,12 +133,10 @@ class TrainingWork:
                 return
         self.payload, self.new_residual = b"", {}
         schema, head = self.manifest.schema.shared, frozenset(self.manifest.head)
-        rungs = [(Rung.CHEAPER, delta, schema.parameters)]
+        rungs = [] if self.head_alone else [(Rung.CHEAPER, delta, schema.parameters)]
         if head:
-            # Zeros cost next to nothing. The others' change is no residual: it would be too old.
-            alone = {name: d if name in head else np.zeros_like(d) for name, d in delta.items()}
             values = sum(delta[name].size for name in head)
-            rungs.append((Rung.HEAD, alone, values))
+            rungs.append((Rung.HEAD, self._head_of(delta), values))
         for rung, tensors, values in rungs:
             if most < least_payload_bytes(values):
                 continue
@@ -143,6 +147,14 @@ class TrainingWork:
         raise quantization.PayloadBudgetError(
             f"the owner's budget leaves {most} bytes for the update"
         )
+
+    def _head_of(self, delta: Tensors) -> Tensors:
+        """The head's change alone.
+
+        Zeros cost next to nothing. The others' change is no residual: it would be too old.
+        """
+        head = self.manifest.head
+        return {name: d if name in head else np.zeros_like(d) for name, d in delta.items()}
 
     def _encode(self, codec: str, delta: Tensors) -> None:
         """Make the payload, with feedback where there may be any."""
@@ -162,7 +174,13 @@ class TrainingWork:
         """Fresh arrays each time: what user code does to them stays with it."""
         whole = self.manifest.complete(self.base, self.personal)
         tensors = {name: array.copy() for name, array in whole.items()}
-        return Model(self.order.base_version, tensors, artefact=self.manifest.artefact)
+        trainable = (*self.manifest.head, *names_of(self.manifest, "personal"))
+        return Model(
+            self.order.base_version,
+            tensors,
+            artefact=self.manifest.artefact,
+            trainable=trainable if self.head_alone else None,
+        )
 
     def _delta(self, result: TrainResult) -> Tensors:
         """What training changed of the shared part; the personal part is put aside."""
@@ -190,6 +208,11 @@ class TrainingWork:
         return delta
 
 
+def names_of(manifest: Manifest, part: Part) -> tuple[str, ...]:
+    """The tensors of one part, in order."""
+    return tuple(spec.name for spec in manifest.schema.tensors if spec.part == part)
+
+
 def _metrics(measured: EvalResult, result: TrainResult, rung: Rung) -> dict[str, float]:
     """What goes to the coordinator about the base model and the training; finite and bounded.
 
@@ -201,33 +224,11 @@ def _metrics(measured: EvalResult, result: TrainResult, rung: Rung) -> dict[str,
         about |= {"base_loss": measured.loss, "base_examples": measured.num_examples}
     if rung is not Rung.FULL:
         about["rung"] = float(rung)
-    return _finite(about | result.metrics)
-
-
-def _finite(about: Mapping[str, float]) -> dict[str, float]:
-    """Those figures that may go onto the wire."""
-    finite = {
-        name: float(value)
-        for name, value in about.items()
-        if 0 < len(name) <= limits.NAME_CHARS_MAX and math.isfinite(value)
-    }
-    return dict(list(finite.items())[: limits.METRICS_MAX])
-
-
-def _blamed(error: BaseException) -> tuple[str, str]:
-    """The reason and the detail that user code is reported with which raised this."""
-    reason, detail = "trainer_failed", f"{type(error).__name__}: {error}"
-    if isinstance(error, TrainingStoppedError):
-        reason, detail = "stopped", ""
-    elif isinstance(error, MemoryError):
-        reason, detail = "out_of_memory", ""
-    return reason, detail
+    return finite(about | result.metrics)
 
 
 def _failed(round_number: int, reason: str, detail: str) -> TrainingFailed:
-    """Whatever an exception says must pass the wire: text that UTF-8 can carry, and not much."""
-    said = detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
-    return TrainingFailed(round_number, reason, said)
+    return TrainingFailed(round_number, reason, bounded(detail))
 
 
 @dataclass(slots=True)
@@ -256,7 +257,7 @@ class EvaluationWork:
         try:
             return self._run()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code; the app goes on
-            return _failed(self.order.round, *_blamed(error))
+            return _failed(self.order.round, *blamed(error))
 
     def _run(self) -> Evaluated | TrainingFailed:
         order = self.order
@@ -272,9 +273,19 @@ class EvaluationWork:
         if not math.isfinite(loss):
             return TrainingFailed(order.round, NotFiniteError.reason, f"a loss of {loss}")
         self.examples_seen = -(-num_examples // _PASSES_OF_A_STEP)
-        return Evaluated(order.round, order.version, loss, num_examples, _finite(found.metrics))
+        return Evaluated(order.round, order.version, loss, num_examples, finite(found.metrics))
 
 
-Work = TrainingWork | EvaluationWork
-WorkDone = Trained | Evaluated | TrainingFailed
+Work = TrainingWork | EvaluationWork | CheckWork
+WorkDone = Trained | Evaluated | TrainingFailed | Checked | CheckFailed
 StartWork = Callable[[Work], None]
+
+
+def round_of(work: Work) -> int:
+    """The round that work is for, 0 if it is for none."""
+    return 0 if isinstance(work, CheckWork) else work.order.round
+
+
+def could_not_begin(work: Work, reason: str) -> TrainingFailed | CheckFailed:
+    """What came of work that nobody has begun."""
+    return CheckFailed() if isinstance(work, CheckWork) else _failed(work.order.round, reason, "")

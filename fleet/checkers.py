@@ -33,8 +33,9 @@ _KIND_OFFSET: Final = 4
 # A closed round's evidence is looked at once more, and then never again.
 _ROUNDS_BACK: Final = 2
 _TIMERS_MAX: Final = 8
-# Held, released and the next one; one more whose save a crash cut off from its clean-up; personal.
-_MODEL_FILES_MAX: Final = 5
+# Held, released, the next one and one that waits for its check; one more whose save a crash cut off
+# from its clean-up; personal.
+_MODEL_FILES_MAX: Final = 6
 _TORN_FILES_MAX: Final = 3
 _DEADLINE_SLACK_S: Final = 1.0
 # Hosts that did nothing in an event are looked at this often all the same: who knows.
@@ -96,6 +97,7 @@ class Witness:
         self.fleet = make(lambda topic, data: self._published.append((topic, data)))
         self.evidence = Evidence(self.fleet)
         self._hosts = {host.name: host for host in self.fleet.hosts}
+        self._hosts_by_device = {host.device.name: host for host in self.fleet.hosts}
         self._changes = -1
         self.evidence.books = {
             host.device.name: Book(host)
@@ -138,6 +140,9 @@ class Witness:
         evidence.begun.clear()
 
     def _note_sent(self, device: str, data: bytes) -> None:
+        host = self._hosts_by_device.get(device)
+        if host is not None and host.opted_out and not host.device.link.allowed:
+            raise ViolationError("nothing_is_sent_after_an_opt_out", f"{host.name}: {data[4]}")
         if device in self.evidence.books and data[_KIND_OFFSET] in BEGINNINGS:
             self.evidence.begun.append(device)
 
@@ -377,6 +382,20 @@ def a_device_uses_released_models_alone(evidence: Evidence) -> None:
             )
 
 
+def a_vetoed_release_never_reaches_the_app(evidence: Evidence) -> None:
+    """What a device's own check is against it does not use, and it always has a whole model."""
+    for host in evidence.stirred:
+        veto, model = host.disk.last_veto, host.device.driver.released
+        if veto is not None and model.version == veto.version:
+            raise ViolationError(
+                "a_vetoed_release_never_reaches_the_app", f"{host.name} uses {model.version}"
+            )
+        if model.tensors.keys() != host.device.driver.manifest.tensors.keys():
+            raise ViolationError(
+                "a_vetoed_release_never_reaches_the_app", f"{host.name} has half a model"
+            )
+
+
 def a_sealed_update_waits_for_its_settlement(evidence: Evidence) -> None:
     """A device forgets an update only when the ledger has decided it, in the same way."""
     for host in evidence.stirred:
@@ -516,6 +535,7 @@ EVENT_CHECKERS: Final = (
     nothing_is_said_before_it_is_on_disk,
     nobody_is_invited_who_has_not_spoken,
     a_device_uses_released_models_alone,
+    a_vetoed_release_never_reaches_the_app,
     a_sealed_update_waits_for_its_settlement,
     memory_is_bounded,
     work_has_a_way_on,
@@ -550,10 +570,15 @@ def every_round_was_closed(evidence: Evidence) -> None:
 
 
 def everybody_has_the_released_model(evidence: Evidence) -> None:
-    """In the end every device that works runs the last release."""
-    latest = evidence.fleet.coordinator.models.version
+    """In the end every device that works runs the last release, or has said why it does not."""
+    coordinator = evidence.fleet.coordinator
+    latest = coordinator.models.version
     for host in evidence.fleet.hosts[: evidence.core]:
-        if not host.gone and host.device.driver.released.version != latest:
+        if host.gone or host.device.driver.released.version == latest:
+            continue
+        veto = host.disk.last_veto
+        said = veto is not None and veto.version == latest
+        if not said or not coordinator.store.has_vetoed(host.device.name, latest):
             raise ViolationError("everybody_has_the_released_model", host.name)
 
 

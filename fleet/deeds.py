@@ -99,6 +99,11 @@ class _Deed:
         if self._device is not None:
             self._device.close_gate(self._event.for_s)
 
+    def opt_out(self) -> None:
+        if self._device is not None:
+            self._device.opt_out()
+            self._afterwards("opt in", self._device.opt_in)
+
     def unplug(self) -> None:
         if self._device is None:
             self.power_loss()

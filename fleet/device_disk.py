@@ -15,7 +15,7 @@ from typing import Any, Final
 from edge_sdk.forecast import Spells
 from edge_sdk.journal import Enrolment, Kept, MemoryJournal
 from edge_sdk.parts import PARTS_MAX, SpoiledPartError
-from edge_sdk.signals import ForgetUpdate, SealedUpdate, Spent
+from edge_sdk.signals import ForgetUpdate, SealedUpdate, Spent, VetoedRelease
 from fleet.disk import Fuse
 from wire import Tensors, chunk_count
 from wire.messages import ModelOffer
@@ -68,6 +68,10 @@ class DeviceDisk(MemoryJournal):
     def note_released(self, version: int) -> None:
         """Remember the model that the app sees."""
         self._write(lambda: super(DeviceDisk, self).note_released(version))
+
+    def veto(self, vetoed: VetoedRelease) -> None:
+        """Remember the last release that was found unfit, and that the app does not see it."""
+        self._write(lambda: super(DeviceDisk, self).veto(vetoed))
 
     def spend(self, day: int, more: Spent) -> Spent:
         """Add to a day; returns that day's sum."""

@@ -10,8 +10,9 @@ from edge_sdk.forecast import UNKNOWN_S, Diary
 from edge_sdk.ladder import Means, Room
 from edge_sdk.policy import GATE_EVERY_S, GATE_WORKING_S, SECONDS_PER_DAY, judge
 from edge_sdk.quiet import QuietHours
+from edge_sdk.release_check import CheckWork
 from edge_sdk.signals import NOTHING, GateClosed, GateOpened, Spent
-from edge_sdk.work import TrainingWork, Work, WorkDone
+from edge_sdk.work import TrainingWork, Work, WorkDone, round_of
 from fleet.clocks import DRIFT_MAX, Uptime, WallClock
 from fleet.device_disk import DeviceDisk, DiskParts, DiskShelf
 from fleet.disk import PowerCutError
@@ -83,6 +84,7 @@ class DeviceHost(Host):
         )
         self.power = Power(profile)
         self.closed_until_s = 0.0
+        self.opted_out = False
         self.device: VirtualDevice
         self._network = network
         self._seed = seed
@@ -115,6 +117,7 @@ class DeviceHost(Host):
         self._quiet = QuietHours(self.policy.quiet_hours)
         self._today = NOTHING
         self._last_training = NOTHING
+        self._last_head_training = NOTHING
 
     def make_link(self, device: VirtualDevice) -> VirtualLink:
         """The device's link, at its profile's rates."""
@@ -162,7 +165,7 @@ class DeviceHost(Host):
         if self.starts > 1:
             self.device.boot()
         self._judge()
-        self.device.link.allowed = self._online
+        self.device.link.allowed = self._online and not self.opted_out
         self.device.link.connect()
 
     def end_link(self, *, silent: bool) -> None:
@@ -204,7 +207,9 @@ class DeviceHost(Host):
 
     def start_work(self, device: VirtualDevice, work: Work) -> None:
         """Train now, and be done when the profile says."""
-        device.strike(work.order.round)
+        if self._work is not None:
+            self._stop_training()
+        device.strike(round_of(work))
         if device.gone:
             self.gone = True
             self.crash()
@@ -225,7 +230,8 @@ class DeviceHost(Host):
         self._plan_empty()
         if self.policy.training_s_per_day_max or self.policy.joules_per_day_max:
             self._judge_by(self.world.now_s + GATE_WORKING_S)
-        self._maybe_vanish(work.order.round, seconds)
+        if not isinstance(work, CheckWork):
+            self._maybe_vanish(work.order.round, seconds)
         self.world.after(
             seconds,
             f"trained {self.name} {type(event).__name__}",
@@ -247,10 +253,14 @@ class DeviceHost(Host):
             self.power.train(now=False)
             spent_s = self.world.now_s - self._work_began_s
             self._training_s += spent_s
-            self.device.note_training(self._work.order.round, spent_s)
+            self.device.note_training(round_of(self._work), spent_s)
             if isinstance(self._work, TrainingWork) and not self._work.stopped:
                 joules = spent_s * training_w_extra(self.profile)
-                self._last_training = Spent(0, joules, spent_s)
+                spent = Spent(0, joules, spent_s)
+                if self._work.head_alone:
+                    self._last_head_training = spent
+                else:
+                    self._last_training = spent
             self._work = None
 
     def _maybe_vanish(self, round_number: int, seconds: float) -> None:
@@ -315,11 +325,11 @@ class DeviceHost(Host):
         used, self._curve = max(self._curve - now.battery_fraction, 0.0), now.battery_fraction
         owner_j = used * 3_600.0 * self.profile.battery_wh * self.running
         self._integrate(charging=now.charging, owner_j=owner_j)
-        self._online, link = now.online, self.device.link
-        if now.online and not link.allowed and self.running:
+        self._online, link = now.online and not self.opted_out, self.device.link
+        if self._online and not link.allowed and self.running:
             link.allowed = True
             link.connect()
-        elif not now.online:
+        elif not self._online:
             link.allowed = False
             link.broken("offline")
         return Conditions(
@@ -356,6 +366,24 @@ class DeviceHost(Host):
         self._look_alive()
 
     # -- the rules ---------------------------------------------------------------------------
+
+    def opt_out(self) -> None:
+        """Its owner wants nothing to be sent: a line in its journal, whether it runs or not."""
+        self.opted_out = True
+        self.enter(self._judge)
+        self.device.link.allowed = False
+        self.enter(lambda: self.device.link.broken("opted_out"))
+
+    def opt_in(self) -> None:
+        """Its owner has thought better of it."""
+        if self.opted_out:
+            self.opted_out = False
+            self.enter(self._come_back)
+
+    def _come_back(self) -> None:
+        self._judge()
+        self.device.link.allowed = self._online
+        self.device.link.connect()
 
     def close_gate(self, for_s: float) -> None:
         """Its owner picks it up: no work for a while."""
@@ -399,6 +427,8 @@ class DeviceHost(Host):
         )
         if self.world.now_s < self.closed_until_s and isinstance(gate, GateOpened):
             gate = GateClosed("in_use")
+        if self.opted_out:
+            gate = GateClosed("opted_out")
         self._note_day(gate)
         if gate != self._gate:
             self._gate = gate
@@ -453,7 +483,8 @@ class DeviceHost(Host):
 
     def means(self) -> Means:
         """What is left of the day, as of the last look at the rules."""
-        return Means(Room.left(self.policy.budgets, self._today), self._last_training)
+        room = Room.left(self.policy.budgets, self._today)
+        return Means(room, self._last_training, self._last_head_training)
 
     @property
     def _bytes(self) -> int:

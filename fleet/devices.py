@@ -6,7 +6,7 @@ from typing import Any
 
 from coordinator import Coordinator, FederationConfig
 from device_profiles import DeviceProfile, load_mix
-from edge_sdk import DeviceInfo
+from edge_sdk import DeviceInfo, ReleaseCheck
 from edge_sdk.journal import Enrolment, Journal, MemoryJournal
 from edge_sdk.models import MemoryShelf, ModelShelf
 from edge_sdk.parts import PartStore
@@ -67,6 +67,7 @@ def make_devices(
     make_shelf: Callable[[int], ModelShelf] = lambda _number: MemoryShelf(),
     make_parts: Callable[[int], PartStore | None] = lambda _number: None,
     clock_of: Callable[[int], Callable[[], float]] = lambda _number: time.monotonic,
+    check_of: Callable[[int], ReleaseCheck | None] = lambda _number: None,
 ) -> list[EmulatedDevice[LinkT]]:
     """The devices of a fleet, not yet connected."""
     count = len(enrolments)
@@ -94,6 +95,7 @@ def make_devices(
             clock=clock_of(number),
             fault=faults.get(number),
             parts=make_parts(number),
+            check_release=check_of(number),
         )
         for number, enrolment in enumerate(enrolments)
     ]

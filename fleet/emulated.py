@@ -25,8 +25,9 @@ from edge_sdk.journal import Enrolment, Journal
 from edge_sdk.ladder import Means
 from edge_sdk.models import ModelShelf
 from edge_sdk.parts import PartStore
+from edge_sdk.release_check import ReleaseCheck
 from edge_sdk.signals import GateClosed, GateOpened, Trained
-from edge_sdk.work import TrainingWork, Work, WorkDone
+from edge_sdk.work import TrainingWork, Work, WorkDone, round_of
 from fleet.attacks import ATTACKS, spoil
 from fleet.faults import Fault
 from wire import Crypto, Manifest, Plan, Report, Signer, Tensors, Traffic, frames, topics
@@ -95,6 +96,7 @@ class EmulatedDevice(Generic[LinkT]):
         clock: monotonic seconds.
         fault: what goes wrong with it, if anything.
         parts: where its downloads are put together; None is memory.
+        check_release: its app's own check of a release.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class EmulatedDevice(Generic[LinkT]):
         clock: Callable[[], float],
         fault: Fault | None,
         parts: PartStore | None = None,
+        check_release: ReleaseCheck | None = None,
     ) -> None:
         self.info = info
         self.profile = profile
@@ -127,6 +130,7 @@ class EmulatedDevice(Generic[LinkT]):
         self._signer = signer
         self._clock = clock
         self._fault = fault
+        self._check_release = check_release
         self._struck = False
         # The round that it works for, and the bytes that had passed when it was invited.
         self._working: tuple[int, int, int] | None = None
@@ -159,6 +163,7 @@ class EmulatedDevice(Generic[LinkT]):
             means=lambda: self.means(),  # noqa: PLW0108 - a fleet sets it later
             parts=self._parts,
             room=lambda most: self.link.room(most),  # noqa: PLW0108 - there is none yet
+            check_release=self._check_release,
         )
 
     # -- link --------------------------------------------------------------------------------
@@ -209,10 +214,12 @@ class EmulatedDevice(Generic[LinkT]):
         """Add up what a training has cost, where no battery does."""
         flops = self._manifest.step_flops * work.examples_seen
         self.counts.training_j += training_energy_j(self.profile, flops)
-        self.note_training(work.order.round, training_seconds(self.profile, flops))
+        self.note_training(round_of(work), training_seconds(self.profile, flops))
 
     def note_training(self, round_number: int, seconds: float) -> None:
         """A training has taken so long, whether it came to an end or not."""
+        if round_number == 0:
+            return  # a check of a release is no round's
         spent = self.counts.round_s
         spent[round_number] = spent.get(round_number, 0.0) + seconds
 

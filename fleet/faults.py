@@ -36,6 +36,7 @@ EventKind = Literal[
     "weather",
     "clock_step",
     "gate_close",
+    "opt_out",
     "unplug",
     "vanish",
 ]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeAlias
 
-from edge_sdk.work import Work, WorkDone
+from edge_sdk.work import Work, WorkDone, round_of
 from fleet.emulated import EmulatedDevice
 from wire import MqttLink
 
@@ -68,7 +68,7 @@ class FleetLoop:
 
     def start_work(self, device: LiveDevice, work: Work) -> None:
         """Train on a worker; called on the loop."""
-        device.strike(work.order.round)
+        device.strike(round_of(work))
         self._pool.submit(self._train, device, work)
 
     # -- other threads -----------------------------------------------------------------------

@@ -34,6 +34,7 @@ from fleet.deeds import unleash
 from fleet.faults import GATEWAY, Event, EventKind
 from fleet.network import Weather
 from fleet.record import FleetRun
+from fleet.release_checks import checks, promote_now_and_then
 from fleet.toy import ToyTask
 from fleet.virtual import VirtualFleet
 from fleet.world import World
@@ -61,6 +62,8 @@ _STALENESS_MAX: Final = (10, 10, 10, 1, 0)
 _CHECK_IN_S: Final = (120.0, 120.0, 120.0, 120.0, 600.0)
 _BUDGET_SEEDS: Final = 10**12
 _TRAINING_SEEDS: Final = 2 * 10**12
+_OPT_OUT_SEEDS: Final = 4 * 10**12
+_OPT_OUTS_MAX: Final = 4
 _TRAINING_S: Final = (0.5, 15.0)
 _BUDGET_SHARE: Final = 0.3
 _BUDGET_BYTES: Final = (4_000, 6_000)
@@ -198,6 +201,21 @@ def training_budgets(seed: int, devices: int) -> tuple[float, ...]:
     )
 
 
+def opt_outs(seed: int, mode: Mode, devices: int) -> tuple[Event, ...]:
+    """Owners who opt out for a while, in safety mode."""
+    chance = World(_OPT_OUT_SEEDS + seed)
+    count = 0 if mode in _LIVENESS else chance.below(_OPT_OUTS_MAX)
+    return tuple(
+        Event(
+            kind="opt_out",
+            at_s=round(chance.uniform(0.0, FAULTS_UNTIL_S), 3),
+            device=chance.below(devices),
+            for_s=round(chance.uniform(0.5, 200.0), 3),
+        )
+        for _ in range(count)
+    )
+
+
 # -- one seed --------------------------------------------------------------------------------------
 
 
@@ -243,7 +261,7 @@ def try_seed(
     cohort = max(2, devices * 2 // 5)
     core = cohort + 1
     if events is None:
-        events = schedule(seed, mode, devices, core)
+        events = (*schedule(seed, mode, devices, core), *opt_outs(seed, mode, devices))
     config = FederationConfig(
         federation=Federation(name="world", task="fleet.toy:task"),
         rounds=Rounds(
@@ -277,6 +295,7 @@ def try_seed(
     bounded = mode not in (*_LIVENESS, "transfers")
     allowed = budgets(seed, devices) if bounded else (0,) * devices
     trains_s = training_budgets(seed, devices) if bounded else (0.0,) * devices
+    checked = checks(seed, devices)
     witness = Witness(
         lambda told: VirtualFleet(
             run,
@@ -287,6 +306,7 @@ def try_seed(
                 training_s_per_day_max=trains_s[number],
             ),
             on_publish=told,
+            check_of=lambda number: checked[number],
         )
     )
     fleet, evidence = witness.fleet, witness.evidence
@@ -297,13 +317,16 @@ def try_seed(
         _slow_down(fleet, seed)
     try:
         unleash(fleet, events)
+        promote_now_and_then(fleet)
         fleet.start()
         fleet.world.run(FAULTS_UNTIL_S + 200.0)
         if mode not in _LIVENESS:
             _heal(fleet)
         fleet.world.run(fleet.world.now_s + CALM_S)
         finals = LIVENESS_CHECKERS if mode in _LIVENESS else FINAL_CHECKERS
-        for _hour in range(NEXT_DAY_H if any(allowed) else 0):
+        # A check waits for the gate, and so for the next day's seconds.
+        waits = any(allowed) or (any(checked) and any(trains_s))
+        for _hour in range(NEXT_DAY_H if waits else 0):
             if _hold(finals, evidence):
                 break
             fleet.world.run(fleet.world.now_s + 3_600.0)
@@ -356,6 +379,7 @@ def _heal(fleet: VirtualFleet) -> None:
             host.step_clock(-host.wall.stepped_s)
     for device in fleet.hosts:
         device.plug_in()
+        device.opt_in()
 
 
 def shrink(trial: Trial) -> Trial:

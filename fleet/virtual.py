@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from coordinator import Coordinator
-from edge_sdk import Policy
+from edge_sdk import Policy, ReleaseCheck
 from fleet.deeds import unleash
 from fleet.device_host import DeviceHost, VirtualDevice
 from fleet.devices import device_seed, enrolments, make_devices, profiles
@@ -37,6 +37,7 @@ class VirtualFleet:
         lives_days: whether devices follow their profiles' days; else all are at their chargers.
         policy_of: what the owner of a device allows; by default what the file's selection asks for.
         on_publish: told of everything that the coordinator publishes.
+        check_of: a device's own check of releases; by default none has one.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class VirtualFleet:
         lives_days: bool = True,
         policy_of: Callable[[int, Policy], Policy] = lambda _number, usual: usual,
         on_publish: Callable[[str, bytes], None] = lambda _topic, _data: None,
+        check_of: Callable[[int], ReleaseCheck | None] = lambda _number: None,
     ) -> None:
         self.run = run
         self.world = World(run.seed)
@@ -89,9 +91,9 @@ class VirtualFleet:
             )
             for number, profile in enumerate(profiles(run.config, run.count, run.seed))
         ]
-        self._make_devices()
+        self._make_devices(check_of)
 
-    def _make_devices(self) -> None:
+    def _make_devices(self, check_of: Callable[[int], ReleaseCheck | None]) -> None:
         run, hosts = self.run, self.hosts
         self.devices += make_devices(
             task=run.task,
@@ -109,6 +111,7 @@ class VirtualFleet:
             make_shelf=lambda number: hosts[number].shelf,
             make_parts=lambda number: hosts[number].parts,
             clock_of=lambda number: hosts[number].clock,
+            check_of=check_of,
         )
         for host, device in zip(hosts, self.devices, strict=True):
             host.device = device

@@ -1,4 +1,4 @@
-"""`potluck device run | status`: one device as a process, for boards without an own app."""
+"""`potluck device run | status | opt-out | opt-in | leave`: one device, and what its owner says."""
 
 import argparse
 import dataclasses
@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from edge_sdk import Device, DeviceInfo, Policy, read_status
+from edge_sdk import Device, DeviceInfo, Policy, consent, read_status
 from edge_sdk.reasons import Reason
 from potluck.output import Reports, add_json, print_json, stop_on_signals
 
 _STOP_POLL_S: Final = 0.1
+_LAST_ROUNDS: Final = 5
 _POLICY: Final = Policy()
 
 
@@ -50,6 +51,34 @@ def add_commands(commands: Any) -> None:
     status.add_argument("state_dir", type=Path, metavar="STATE_DIR")
     add_json(status)
     status.set_defaults(run=run_status)
+    _add_consent(device)
+
+
+def _add_consent(device: Any) -> None:
+    """What an owner may say at any time, also beside a device that runs."""
+    out = device.add_parser(
+        "opt-out",
+        help="send nothing any more, until opt-in",
+        description="Take no part and send nothing, until `potluck device opt-in`. A device that"
+        " runs hangs up within seconds; it keeps its model.",
+    )
+    back = device.add_parser(
+        "opt-in", help="take part again", description="Take part again after an opt-out."
+    )
+    leave = device.add_parser(
+        "leave",
+        help="leave the federation for good, and delete all that was kept",
+        description="Have the device revoked by its coordinator, and delete its key, journal and"
+        " models. A device that runs here ends.",
+    )
+    leave.add_argument("--broker", help="a broker's URL (default: the token's)")
+    leave.add_argument(
+        "--timeout", type=float, default=10.0, help="seconds to wait for it (default: 10)"
+    )
+    for command, run in ((out, run_opt_out), (back, run_opt_in), (leave, run_leave)):
+        command.add_argument("state_dir", type=Path, metavar="STATE_DIR")
+        add_json(command)
+        command.set_defaults(run=run)
 
 
 def _add_rules(run: argparse.ArgumentParser) -> None:
@@ -130,16 +159,36 @@ def run_status(arguments: argparse.Namespace) -> int:
             }
             for line in status.history
         ]
-        print_json({**dataclasses.asdict(status), "history": lines})
+        veto = status.veto
+        vetoed = None
+        if veto is not None:
+            vetoed = {
+                "version": veto.version,
+                "reason": veto.reason,
+                "detail": veto.detail,
+                "metrics": veto.metrics,
+            }
+        print_json({**dataclasses.asdict(status), "history": lines, "veto": vetoed})
         return 0
     name = status.device or "not enrolled"
     print(f"device        {name}" + (f" of {status.federation}" if status.federation else ""))
     if status.revoked is not None:
         print(f"revoked       {status.revoked}")
+    if status.opted_out:
+        print("opted out     nothing is sent; `potluck device opt-in` takes it back")
     print(f"model         version {status.model_version} (newest held: {status.held_version})")
+    if status.veto is not None:
+        print(
+            f"vetoed        version {status.veto.version}: {status.veto.reason}"
+            + (f" ({status.veto.detail})" if status.veto.detail else "")
+        )
     print(f"updates       {status.counted} counted, {sum(status.not_counted.values())} not")
     for reason, count in sorted(status.not_counted.items()):
         print(f"              {count} x {reason}")
+    last = status.history[-_LAST_ROUNDS:]
+    if last:
+        said = ", ".join(f"{line.round} {line.reason}" for line in last)
+        print(f"last rounds   {said}")
     if status.sealed_round is not None:
         print(f"waiting       the update of round {status.sealed_round} is not settled yet")
     if status.waits:
@@ -151,4 +200,43 @@ def run_status(arguments: argparse.Namespace) -> int:
         f" {status.spent_joules_today:.1f} J, {status.spent_training_s_today:.1f} s of training"
     )
     sys.stdout.flush()
+    return 0
+
+
+def run_opt_out(arguments: argparse.Namespace) -> int:
+    """`potluck device opt-out`."""
+    changed = consent.opt_out(arguments.state_dir)
+    return _print_consent(arguments, opted_out=True, changed=changed)
+
+
+def run_opt_in(arguments: argparse.Namespace) -> int:
+    """`potluck device opt-in`."""
+    changed = consent.opt_in(arguments.state_dir)
+    return _print_consent(arguments, opted_out=False, changed=changed)
+
+
+def _print_consent(arguments: argparse.Namespace, *, opted_out: bool, changed: bool) -> int:
+    if arguments.json:
+        print_json({"opted_out": opted_out, "changed": changed})
+    elif opted_out:
+        print("opted out: nothing is sent from now on" if changed else "opted out already")
+    else:
+        print("opted in: the device takes part again" if changed else "it was not opted out")
+    return 0
+
+
+def run_leave(arguments: argparse.Namespace) -> int:
+    """`potluck device leave`."""
+    confirmed = consent.leave(
+        arguments.state_dir, broker=arguments.broker, timeout_s=arguments.timeout
+    )
+    if arguments.json:
+        print_json({"confirmed": confirmed})
+    else:
+        print(
+            "left, and deleted what was kept here"
+            if confirmed
+            else "deleted what was kept here; the coordinator did not answer, and still has the"
+            " device on its list"
+        )
     return 0

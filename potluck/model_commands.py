@@ -121,7 +121,9 @@ def release_record(release: ReleaseRow) -> dict[str, Any]:
     }
 
 
-def _version(row: VersionRow, aliases: dict[str, int], promotable: set[int]) -> dict[str, Any]:
+def _version(
+    row: VersionRow, aliases: dict[str, int], promotable: set[int], vetoes: dict[str, int]
+) -> dict[str, Any]:
     return {
         "version": row.version,
         "round": row.round,
@@ -136,6 +138,7 @@ def _version(row: VersionRow, aliases: dict[str, int], promotable: set[int]) -> 
         "loss": row.metrics.get("loss"),
         "aliases": [alias for alias, version in aliases.items() if version == row.version],
         "kept": row.version in promotable,
+        "vetoes": vetoes,
     }
 
 
@@ -143,21 +146,24 @@ def run_list(arguments: argparse.Namespace) -> int:
     """`potluck model list`."""
     with _registry(arguments.state_dir, read_only=True) as registry:
         aliases, kept = registry.aliases(), set(registry.promotable())
-        versions = [_version(row, aliases, kept) for row in registry.versions()]
+        vetoes = registry.vetoes()
+        versions = [
+            _version(row, aliases, kept, vetoes.get(row.version, {})) for row in registry.versions()
+        ]
     if arguments.json:
         print_json({"versions": versions, "aliases": aliases})
         return 0
     print(
         f"{'version':>7}  {'made':19}  {'updates':>7}  {'accuracy':>8}  {'loss':>8}"
-        f"  {'digest':{_DIGEST_CHARS}}  kept"
+        f"  {'vetoes':>6}  {'digest':{_DIGEST_CHARS}}  kept"
     )
     for row in versions:
         accuracy, loss = (_figure(row[name]) for name in ("accuracy", "loss"))
         names = " ".join(row["aliases"])
         print(
             f"{row['version']:>7}  {when(row['created_at'])}  {row['counted']:>7}  {accuracy:>8}"
-            f"  {loss:>8}  {row['digest'][:_DIGEST_CHARS]}  {'yes' if row['kept'] else '-':4}"
-            f"  {names}".rstrip()
+            f"  {loss:>8}  {sum(row['vetoes'].values()) or '-':>6}  {row['digest'][:_DIGEST_CHARS]}"
+            f"  {'yes' if row['kept'] else '-':4}  {names}".rstrip()
         )
     if not versions:
         print("no versions yet: the coordinator makes the first when it starts")
@@ -172,7 +178,8 @@ def run_show(arguments: argparse.Namespace) -> int:
     """`potluck model show`."""
     with _registry(arguments.state_dir, read_only=True) as registry:
         row = registry.version(_number(registry, arguments.version))
-        shown = _version(row, registry.aliases(), set(registry.promotable()))
+        vetoes = registry.vetoes().get(row.version, {})
+        shown = _version(row, registry.aliases(), set(registry.promotable()), vetoes)
         shown["metrics"] = row.metrics
         shown["releases"] = [
             release_record(release)
@@ -192,6 +199,8 @@ def run_show(arguments: argparse.Namespace) -> int:
     )
     for name, value in sorted(row.metrics.items()):
         print(f"{name} {value:.4f}")
+    for reason, count in vetoes.items():
+        print(f"vetoed by {count} {'device' if count == 1 else 'devices'}: {reason}")
     for release in shown["releases"]:
         before = release["from_version"]
         instead = "" if before is None else f" instead of version {before}"

@@ -287,8 +287,11 @@ class MqttLink:
     # -- running -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connect and run in a thread of its own; retries by itself, also the first time."""
-        self._threaded = True
+        """Connect and run in a thread of its own; retries by itself, also the first time.
+
+        A link that was stopped may be started again.
+        """
+        self._threaded, self._stopped = True, False
         self._client.connect_async(
             self._address.host,
             self._address.port,

@@ -185,6 +185,20 @@ class EvaluationReport(Body, frozen=True, array_like=True):
     metrics: Metrics = {}
 
 
+class ReleaseVeto(Body, frozen=True, array_like=True):
+    """A device's own check is against a released version: its app goes on with another. Since 1.1.
+
+    `metrics` are figures behind it: `loss_candidate`, `loss_current`, `num_examples`.
+    """
+
+    KIND = 36
+    UPLINK = True
+    version: Count
+    reason: Reason
+    detail: Text = ""
+    metrics: Metrics = {}
+
+
 class Enrolled(Body, frozen=True, array_like=True):
     """The token is redeemed: the device's name, its federation, and its X.509 certificate (PEM)."""
 
@@ -320,6 +334,7 @@ Message: TypeAlias = (
     | Gone
     | Leave
     | EvaluationReport
+    | ReleaseVeto
     | Enrolled
     | Refused
     | Invite
@@ -347,6 +362,7 @@ MESSAGES: Final = MappingProxyType(
             Gone,
             Leave,
             EvaluationReport,
+            ReleaseVeto,
             Enrolled,
             Refused,
             Invite,
@@ -368,7 +384,6 @@ RESERVED_KINDS: Final = MappingProxyType(
         33: "KeyAdvertisement",
         34: "KeyShares",
         35: "UnmaskShares",
-        36: "ReleaseVeto",
         97: "KeyingInvite",
         98: "KeyDirectory",
         99: "UnmaskRequest",

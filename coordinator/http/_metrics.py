@@ -69,6 +69,8 @@ METRICS: Final = (
            ("reason",)),
     Metric("potluck_model_version", "gauge", "The latest version, and what aliases mean.",
            ("alias",)),
+    Metric("potluck_release_vetoes", "gauge", "Devices whose own check was against that version.",
+           ("alias",)),
     Metric("potluck_model_accuracy", "gauge", "Of the newest version that was measured."),
     Metric("potluck_model_loss", "gauge", "Of the newest version that was measured."),
     Metric("potluck_store_bytes", "gauge", "The store's file and its log."),
@@ -183,6 +185,7 @@ def _stored(store: Store, desk: Desk) -> dict[str, list[Sample]]:
     if latest is not None:
         versions["latest"] = latest
     measured = store.last_measured()
+    vetoes = store.vetoes_by_version()
     made = _plain(
         potluck_round_number=store.last_round(),
         potluck_updates_open=still_open,
@@ -196,6 +199,12 @@ def _stored(store: Store, desk: Desk) -> dict[str, list[Sample]]:
         "potluck_updates_total": _by_label(few(updates)),
         "potluck_incidents_total": _by_label(few(dict(store.incidents_by_reason()))),
         "potluck_model_version": _by_label(versions),
+        "potluck_release_vetoes": _by_label(
+            {
+                alias: float(sum(vetoes.get(version, {}).values()))
+                for alias, version in aliases.items()
+            }
+        ),
         "potluck_devices": _devices(store),
     }
     for name in ("accuracy", "loss"):

@@ -286,8 +286,11 @@ def models(desk: Desk, query: views.ByNumber) -> views.Page[views.Version]:
     with desk.reading() as store:
         registry = desk.registry(store)
         rows = store.versions(after=after, limit=query.limit)
-        aliases = registry.aliases()
-        items = [_version(row, aliases, kept=registry.is_kept(row)) for row in rows]
+        aliases, vetoes = registry.aliases(), store.vetoes_by_version()
+        items = [
+            _version(row, aliases, vetoes.get(row.version, {}), kept=registry.is_kept(row))
+            for row in rows
+        ]
     return views.Page(items, str(items[-1].version) if len(items) == query.limit else None)
 
 
@@ -296,10 +299,13 @@ def model(desk: Desk, version: int) -> views.Version:
     with desk.reading() as store:
         registry = desk.registry(store)
         row = registry.version(version)
-        return _version(row, registry.aliases(), kept=registry.is_kept(row))
+        vetoes = store.vetoes_by_version().get(version, {})
+        return _version(row, registry.aliases(), vetoes, kept=registry.is_kept(row))
 
 
-def _version(row: VersionRow, aliases: dict[str, int], *, kept: bool) -> views.Version:
+def _version(
+    row: VersionRow, aliases: dict[str, int], vetoes: dict[str, int], *, kept: bool
+) -> views.Version:
     return views.Version(
         version=row.version,
         round=row.round,
@@ -313,6 +319,7 @@ def _version(row: VersionRow, aliases: dict[str, int], *, kept: bool) -> views.V
         metrics=row.metrics,
         aliases=[alias for alias in ALIASES if aliases.get(alias) == row.version],
         kept=kept,
+        vetoes=vetoes,
     )
 
 

@@ -188,7 +188,10 @@ class Device(Struct, frozen=True):
 
 
 class Version(Struct, frozen=True):
-    """One version. `kept` says whether an alias can be pointed at it."""
+    """One version. `kept` says whether an alias can be pointed at it.
+
+    `vetoes` is reason to count: devices whose own check was against it when it was released.
+    """
 
     version: int
     round: int
@@ -202,6 +205,7 @@ class Version(Struct, frozen=True):
     metrics: dict[str, float]
     aliases: list[str]
     kept: bool
+    vetoes: dict[str, int]
 
 
 class Release(Struct, frozen=True):

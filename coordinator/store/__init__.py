@@ -24,9 +24,10 @@ from coordinator.store._registry import ReleaseRow, VersionRow
 from coordinator.store._retention import RetentionTables, RoundTotals
 from coordinator.store._schema import SCHEMA_VERSION
 from coordinator.store._standing import AuditRow, Standing, StandingTables
+from coordinator.store._vetoes import VetoRow, VetoTables
 
 
-class Store(Pages, FlightTables, ParticipationTables, RetentionTables, StandingTables):
+class Store(Pages, FlightTables, ParticipationTables, RetentionTables, StandingTables, VetoTables):
     """The coordinator's file, with all its tables; see `Database` for how it is opened."""
 
 
@@ -44,4 +45,5 @@ __all__ = [
     "UpdatePage",
     "UpdateRow",
     "VersionRow",
+    "VetoRow",
 ]

@@ -118,8 +118,17 @@ INSERT INTO participation
     MAX(round), 0.0, 0 FROM updates GROUP BY device;
 """
 
+# What devices say against a release.
+_THIRD_VETOES: Final = """
+CREATE TABLE vetoes (
+    version INTEGER NOT NULL, device TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
+    metrics BLOB NOT NULL, vetoed_at REAL NOT NULL, PRIMARY KEY (version, device)
+) STRICT;
+"""
+
 MIGRATIONS: Final = (
     _FIRST,
     _SECOND_REG + _SECOND_AGG + _SECOND_DUR + _SECOND_ASY + _SECOND_SEL,
+    _THIRD_VETOES,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)

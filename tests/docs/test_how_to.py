@@ -419,6 +419,17 @@ def test_every_event_is_there_and_no_other(side: str, room: str) -> None:
     assert stated == said
 
 
+def test_every_report_of_a_device_has_its_place_on_the_embedding_page() -> None:
+    _, _, after = COMMAND_LINE.partition("<!-- events: device -->\n")
+    events = {row[0].strip("`") for row in rows(after.partition("\n\n")[0])}
+    _, _, table = EMBED.partition("<!-- reports -->\n")
+    listed = [
+        word for row in rows(table.partition("\n\n")[0]) for word in re.findall(r"`(\w+)`", row[1])
+    ]
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == events
+
+
 # -- a task of one's own -------------------------------------------------------------------------
 
 
@@ -505,6 +516,7 @@ PYTHON = {
     for name in (
         *("embed.md", "run-a-gateway.md", "write-a-task.md", "device-profiles.md"),
         "collect-examples.md",
+        "personalise.md",
     )
 }
 
@@ -525,6 +537,8 @@ def embedded_names(tmp_path: Path) -> Mapping[str, set[str]]:
     device = Device(ToyTask(), tmp_path)
     fields = {
         "model": Model,
+        "candidate": Model,
+        "current": Model,
         "status": DeviceStatus,
         "report": Report,
         "policy": Policy,
@@ -574,7 +588,8 @@ def test_every_rule_of_a_policy_is_there_with_its_default_and_reason() -> None:
     source = inspect.getsource(edge_sdk.policy.judge)
     for name, row in stated.items():
         assert row[1] == f"`{fields[name].default}`"
-        if name not in {"check_in_s", "low_priority"}:  # they close nothing
+        closes_nothing = {"check_in_s", "check_releases_at_once", "low_priority"}
+        if name not in closes_nothing:
             assert f'"{row[3].strip("`")}"' in source
 
 

@@ -149,3 +149,12 @@ def test_each_piece_of_work_sees_the_examples_that_have_come_since(tmp_path: Pat
             assert ours == theirs == start + 40 - held
             counts.append(ours)
         assert counts[0] < counts[1]
+
+
+def test_a_function_may_be_told_what_to_train() -> None:
+    def train(tensors: Tensors, _x: Any, _y: Any, _plan: Plan, trainable: Any) -> Tensors:
+        return {name: tensors[name] + np.float32(1.0) for name in trainable}
+
+    head = Model(0, {"w": np.zeros(2, np.float32), "v": np.zeros(1, np.float32)}, trainable=("v",))
+    result = CallableTrainer(train, (X, Y)).train(head, Plan(), stop=never)
+    assert set(result.tensors) == {"v"}

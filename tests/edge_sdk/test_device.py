@@ -42,7 +42,10 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 class Federated:
     """A coordinator on a thread of its own, and a folder for devices."""
 
-    def __init__(self, directory: Path, broker: EmbeddedBroker, *, cohort: int = 1) -> None:
+    def __init__(
+        self, directory: Path, broker: EmbeddedBroker, *, cohort: int = 1, task: Any = None
+    ) -> None:
+        self.task = task or ToyTask()
         self.directory = directory
         self.broker = broker
         self.reports: list[Report] = []
@@ -60,7 +63,7 @@ class Federated:
     def _run(self) -> None:
         gateway = Gateway(
             config=self._config,
-            task=ToyTask(),
+            task=self.task,
             state_dir=self.directory / "coordinator",
             crypto=Ed25519(),
             observe=self.reports.append,
@@ -84,7 +87,7 @@ class Federated:
     def device(self, number: int, task: Any = None, **options: Any) -> Device:
         """A device in its own directory."""
         return Device(
-            task or ToyTask(),
+            task or self.task,
             self.directory / f"device-{number}",
             info=DeviceInfo(seed=number),
             **options,

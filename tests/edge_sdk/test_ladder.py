@@ -42,9 +42,11 @@ def test_each_rung_has_its_room() -> None:
     assert allowed(Room(traffic_bytes=10_000.0), COST) == (Rung.HEAD, None)
     assert allowed(Room(traffic_bytes=ROUND_BYTES), COST) == (Rung.EVALUATE, Reason.BYTES_TOO_FEW)
     assert allowed(Room(traffic_bytes=100.0), COST) == (Rung.SKIP, Reason.BYTES_TOO_FEW)
-    assert allowed(Room(joules=99.0), COST) == (Rung.EVALUATE, Reason.ENERGY_TOO_LITTLE)
+    assert allowed(Room(joules=99.0), COST) == (Rung.HEAD, None)
+    assert allowed(Room(joules=33.0), COST) == (Rung.EVALUATE, Reason.ENERGY_TOO_LITTLE)
     assert allowed(Room(joules=9.0), COST) == (Rung.SKIP, Reason.ENERGY_TOO_LITTLE)
-    assert allowed(Room(training_s=9.0), COST) == (Rung.EVALUATE, Reason.TRAINING_TOO_SHORT)
+    assert allowed(Room(training_s=9.0), COST) == (Rung.HEAD, None)
+    assert allowed(Room(training_s=3.0), COST) == (Rung.EVALUATE, Reason.TRAINING_TOO_SHORT)
     assert allowed(Room(training_s=0.0), COST) == (Rung.SKIP, Reason.TRAINING_TOO_SHORT)
 
 

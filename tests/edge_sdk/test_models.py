@@ -107,3 +107,59 @@ def test_what_was_left_out_of_another_model_is_not_added(
 ) -> None:
     np.savez(tmp_path / "residual.npz", **kept)  # type: ignore[arg-type] # named arrays
     assert shelf.residual() == {}
+
+
+def test_models_are_looked_at_where_they_lie_and_stay_when_their_file_goes(
+    shelf: FileShelf, tmp_path: Path
+) -> None:
+    shelf.save(3, SHARED)
+    first, again = shelf.load(3), shelf.load(3)
+    assert first is not None
+    assert again is not None
+    assert again["w"] is first["w"]
+    assert not first["w"].flags.writeable
+    other = FileShelf(tmp_path, MANIFEST.schema).load(3)  # another process has the same pages
+    assert other is not None
+    shelf.retain(())
+    assert list(tmp_path.iterdir()) == []
+    assert shelf.load(3) is None
+    for view in (first["w"], other["w"]):
+        np.testing.assert_array_equal(view, SHARED["w"])
+
+
+def test_a_file_that_another_took_the_place_of_is_read_anew(shelf: FileShelf) -> None:
+    shelf.save(3, SHARED)
+    first = shelf.load(3)
+    shelf.save(3, {"w": np.full((2, 3), 6.0, np.float32)})
+    second = shelf.load(3)
+    assert first is not None
+    assert second is not None
+    assert (first["w"][0, 0], second["w"][0, 0]) == (5.0, 6.0)
+
+
+def test_values_that_are_not_finite_count_as_not_there(shelf: FileShelf) -> None:
+    shelf.save(3, {"w": np.full((2, 3), np.nan, np.float32)})
+    assert shelf.load(3) is None
+
+
+def test_a_file_of_before_they_were_aligned_is_loaded(shelf: FileShelf, tmp_path: Path) -> None:
+    np.savez(tmp_path / "model-3.npz", w=SHARED["w"])
+    loaded = shelf.load(3)
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded["w"], SHARED["w"])
+
+
+def test_what_the_system_still_holds_is_dropped_the_next_time(
+    shelf: FileShelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.save(3, SHARED)
+
+    def held(*_: object, **__: object) -> None:
+        raise PermissionError  # Windows, while somebody has it mapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", held)
+        shelf.retain(())
+    assert (tmp_path / "model-3.npz").exists()
+    shelf.retain(())
+    assert not (tmp_path / "model-3.npz").exists()

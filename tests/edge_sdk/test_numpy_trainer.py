@@ -104,3 +104,37 @@ def test_stop_is_heeded_between_two_batches() -> None:
 def test_data_that_does_not_fit_is_refused(x: object, y: object) -> None:
     with pytest.raises(ValueError, match="x "):
         NumpyTrainer(x, y)  # type: ignore[arg-type] # that is what is tested
+
+
+def test_a_head_alone_is_trained_as_it_would_be_with_all_else_held_fixed() -> None:
+    x, y = np.random.default_rng(3).normal(size=(40, 5)).astype(np.float32), np.arange(40) % 3
+    trainer = NumpyTrainer(x, y, seed=4)
+    tensors = NumpyTrainer.manifest(5, 7, 6, 3, seed=2).tensors
+    plan = Plan(local_epochs=3, batch=8, learning_rate=0.2, proximal_mu=0.1)
+    for trainable in (("w2", "b2"), ("w1",), ("b0", "w2"), ()):
+        model = Model(0, tensors, trainable=trainable)
+        alone = trainer.train(model, plan, stop=lambda: False).tensors
+        expected = {name: array.copy() for name, array in tensors.items()}
+        bits = np.random.Philox(key=(plan.seed * 2_654_435_761 + 4) % 2**64)
+        for _ in range(plan.local_epochs):
+            order = np.argsort(bits.random_raw(len(x)), kind="stable")
+            for start in range(0, len(x), plan.batch):
+                rows = order[start : start + plan.batch]
+                _, gradients = _gradients(expected, x[rows], y[rows])
+                for name in trainable:
+                    pull = np.float32(plan.proximal_mu) * (expected[name] - tensors[name])
+                    expected[name] -= np.float32(0.2) * (gradients[name] + pull)
+        for name, array in tensors.items():
+            if name in trainable:
+                np.testing.assert_allclose(alone[name], expected[name], rtol=0.0, atol=1e-5)
+            else:
+                assert alone[name].tobytes() == array.tobytes()
+
+
+def test_what_lies_below_the_head_is_computed_in_batches_that_can_be_stopped() -> None:
+    trainer = NumpyTrainer(np.zeros((4, 2)), [0, 1, 0, 1])
+    model = Model(0, NumpyTrainer.manifest(2, 3, 2).tensors, trainable=("w1",))
+    with pytest.raises(TrainingStoppedError):
+        trainer.train(model, Plan(), stop=lambda: True)
+    empty = NumpyTrainer(np.zeros((0, 2)), [])
+    assert empty.train(model, Plan(), stop=lambda: False).num_examples == 0

@@ -44,6 +44,8 @@ from edge_sdk.signals import (
     Trained,
     TrainingFailed,
     TurnDown,
+    Vetoed,
+    VetoedRelease,
 )
 from wire import (
     CancelWake,
@@ -71,6 +73,7 @@ from wire.messages import (
     Receipt,
     Refused,
     Release,
+    ReleaseVeto,
     Revoked,
     Settled,
     UpdateOffer,
@@ -78,6 +81,7 @@ from wire.messages import (
 )
 
 DIGEST = bytes(32)
+VETO = Vetoed(9, DIGEST, "loss_is_worse", "2 instead of 1", {"loss_candidate": 2.0})
 BOOT = 3
 TIMERS = (CHECK_IN, DEADLINE, FETCH_AGAIN, OFFER_AGAIN)
 BASE = 5
@@ -194,6 +198,7 @@ def candidates(s: Session) -> dict[type, tuple[object, ...]]:
         ),
         Release: (Release(9, DIGEST), Release(s.released_version, DIGEST)),
         Adopted: (Adopted(9),),
+        Vetoed: (VETO,),
         Refused: (Refused(5, "malformed", "no"),),
         Revoked: (Revoked("owner_left"),),
     }
@@ -801,6 +806,31 @@ def test_a_release_waits_while_bytes_are_short(reason: str) -> None:
 def test_a_release_does_not_wait_for_a_charger() -> None:
     closed, _ = play(at(Phase.IDLE), GateClosed("battery_low"))
     assert play(closed, Release(9, DIGEST))[1] == [Adopt(9, DIGEST, "stable")]
+
+
+def test_a_veto_is_on_disk_before_it_is_said_and_is_said_again_when_it_is_asked_for() -> None:
+    for phase in Phase:
+        s = at(phase)
+        if phase in (Phase.UNENROLLED, Phase.REVOKED):
+            continue
+        after, effects = play(s, VETO)
+        record = VetoedRelease(9, DIGEST, 0, VETO.reason, VETO.detail, VETO.metrics)
+        said = Publish(ReleaseVeto(9, VETO.reason, VETO.detail, VETO.metrics))
+        assert effects[:-1] == ([Persist(record), said] if s.link else [Persist(record)])
+        assert (after.phase, after.released_version) == (s.phase, s.released_version)
+        assert play(after, Release(9, DIGEST))[1] == ([said] if s.link else [])
+
+
+def test_a_veto_survives_a_reboot_and_stands_for_that_version_and_those_bytes_alone() -> None:
+    record = VetoedRelease(9, DIGEST, 4, "check_failed")
+    s = session.start(
+        schema_digest=DIGEST, boot=4, federation="fed", device="d1", released_version=4, veto=record
+    )
+    s, _ = play(s, GATE, LinkUp(1_000))
+    assert sent(play(s, Release(9, DIGEST))[1]) == [ReleaseVeto(9, "check_failed")]
+    for other in (Release(10, DIGEST), Release(9, bytes(31) + b"1")):
+        assert play(s, other)[1] == [Adopt(other.version, other.model_digest, "stable")]
+    assert play(s, Release(4, DIGEST))[1] == []
 
 
 def test_a_check_in_promises_no_more_than_the_owner_lets_it() -> None:

@@ -371,3 +371,29 @@ def test_without_a_head_there_is_no_such_rung() -> None:
     event = ladder_work(300, head=False).run()
     assert isinstance(event, TrainingFailed)
     assert event.reason == "payload_budget"
+
+
+def test_a_head_that_is_all_there_is_time_for_is_trained_and_sent_alone() -> None:
+    told: list[tuple[str, ...] | None] = []
+
+    def train(model: Model, _stop: Stop) -> TrainResult:
+        told.append(model.trainable)
+        return TrainResult({n: a + np.float32(1.0) for n, a in model.tensors.items()}, 12)
+
+    doing = work(train, codec="ecq")
+    doing.manifest = replace(
+        LAYERS,
+        tensors={**LAYERS.tensors, "own": np.zeros(2, np.float32)},
+        parts={"own": "personal"},
+    )
+    doing.base = dict(LAYERS.tensors)
+    doing.head_alone = True
+    event = doing.run()
+    assert isinstance(event, Trained)
+    assert told == [("last", "own")]
+    assert event.sealed.metrics["rung"] == float(Rung.HEAD)
+    decoded = decode(doing.payload, doing.manifest.schema.shared)
+    assert decoded["last"].any()
+    assert not decoded["body"].any()
+    assert doing.new_residual == {}
+    assert doing.new_personal["own"].tolist() == [1.0, 1.0]

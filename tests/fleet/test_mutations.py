@@ -22,11 +22,11 @@ from coordinator.releases import Releases
 from coordinator.service import Coordinator
 from coordinator.signals import Commit, Committed, Resume, UpdateArrived
 from coordinator.store import DiskFullError, Store
-from edge_sdk import Policy, session
+from edge_sdk import Policy, releasing, session
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.journal import MemoryJournal
 from edge_sdk.policy import judge
-from edge_sdk.signals import NOTHING, LinkUp, Spent, Trained
+from edge_sdk.signals import NOTHING, LinkUp, Spent, Trained, VetoedRelease
 from fleet import device_host
 from fleet.nemesis import Mode, try_seed
 from quantization import Accumulator, Portion
@@ -432,6 +432,35 @@ def trainees_asked_to_evaluate(patch: Patch) -> None:
     patch.setattr(Evaluations, "begin", wrong)
 
 
+def vetoed_version_used_all_the_same(patch: Patch) -> None:
+    right = DeviceDriver._persist
+
+    def wrong(self: DeviceDriver, record: Any) -> None:
+        right(self, record)
+        if isinstance(record, VetoedRelease):
+            self.released = self._model(record.version)
+
+    patch.setattr(DeviceDriver, "_persist", wrong)
+
+
+def veto_said_and_not_kept(patch: Patch) -> None:
+    def wrong(_self: MemoryJournal, _vetoed: Any) -> None:
+        return
+
+    patch.setattr(MemoryJournal, "veto", wrong)
+
+
+def veto_said_once(patch: Patch) -> None:
+    right = releasing.released
+
+    def wrong(s: Any, event: Release, now_s: float) -> Any:
+        after, effects = right(s, event, now_s)
+        return after, tuple(e for e in effects if not isinstance(e, Publish))
+
+    for phase in (session.Phase.IDLE, session.Phase.SETTLED, session.Phase.DECLINED):
+        change_row(patch, session, phase, Release, wrong)
+
+
 ASYNC_MISTAKES: tuple[Callable[[Patch], None], ...] = (
     staleness_forgotten,
     anything_stale_taken,
@@ -481,6 +510,9 @@ MISTAKES: tuple[Callable[[Patch], None], ...] = (
     full_disk_ends_the_process,
     update_known_that_found_no_room,
     commit_forgotten_that_found_no_room,
+    veto_said_and_not_kept,
+    veto_said_once,
+    vetoed_version_used_all_the_same,
 )
 
 

@@ -30,6 +30,7 @@ from wire.messages import (
     Receipt,
     Refused,
     Release,
+    ReleaseVeto,
     Revoked,
     Settled,
     UpdateOffer,
@@ -111,6 +112,15 @@ EXAMPLES: Final[Mapping[str, tuple[Message, Address]]] = {
     "gone": (Gone(CHECK_IN), UP),
     "leave": (Leave(), UP),
     "evaluation_report": (EvaluationReport(12, 300, 0.25, 96, {"accuracy": 0.9375}), UP),
+    "release_veto": (
+        ReleaseVeto(
+            300,
+            "loss_is_worse",
+            "0.5 instead of 0.25",
+            {"loss_candidate": 0.5, "loss_current": 0.25, "num_examples": 96.0},
+        ),
+        UP,
+    ),
     "enrolled": (
         Enrolled(DEVICE, FEDERATION, b"-----BEGIN CERTIFICATE-----\n...\n"),
         ENROL_DOWN,

@@ -48,6 +48,7 @@ def test_the_numbers_of_kinds_never_change() -> None:
         "Gone": 8,
         "Leave": 9,
         "EvaluationReport": 32,
+        "ReleaseVeto": 36,
         "Enrolled": 64,
         "Refused": 65,
         "Invite": 66,
