@@ -167,8 +167,9 @@ def test_a_spoiled_part_is_counted_and_the_download_begins(tmp_path: Path, model
     assert down.request(CHUNK).received == b""
 
 
+@pytest.mark.slow
 def test_chunks_of_a_download_are_not_in_memory(tmp_path: Path) -> None:
-    values = np.random.default_rng(2).standard_normal(1_000_000).astype(np.float32)
+    values = np.random.default_rng(2).standard_normal(500_000).astype(np.float32)
     store = Store(tmp_path / "store.sqlite3")
     large = Models(Manifest({"w": values}), store, "auto", 0.0)
     sender = Sender(large, 131_072)
@@ -179,6 +180,6 @@ def test_chunks_of_a_download_are_not_in_memory(tmp_path: Path) -> None:
         down.add(sender.chunk(index))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(sender.payload) > 8 * 131_072
+    assert len(sender.payload) > 4 * 131_072
     assert peak_bytes < 3 * 131_072
     store.close()

@@ -71,7 +71,8 @@ def test_bytes_of_one_chunk_in_the_place_of_another_are_not_held(tmp_path: Path)
     assert has(tmp_path) == [0]
 
 
-@settings(max_examples=60)
+@pytest.mark.slow
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000))
 def test_a_file_that_was_changed_gives_right_chunks_or_a_typed_error(
     tmp_path_factory: pytest.TempPathFactory, seed: int

@@ -115,6 +115,7 @@ def test_a_full_disk_in_mid_download_is_a_reason_and_the_device_goes_on() -> Non
     fleet.close()
 
 
+@pytest.mark.slow
 def test_slow_links_and_many_chunks_are_repeated_by_their_seed() -> None:
     first, again = (try_seed(2, "transfers", devices=5, rounds=2) for _ in range(2))
     assert first.violation is None

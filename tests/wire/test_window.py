@@ -10,7 +10,7 @@ STEPS = st.lists(
         st.tuples(st.just("lost"), st.just(0.0)),
         st.tuples(st.just("allow"), st.integers(0, 100).map(float)),
     ),
-    max_size=60,
+    max_size=25,
 )
 
 
