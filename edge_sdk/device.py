@@ -240,8 +240,10 @@ class Device:
 
     def stop(self) -> None:
         """End in good order: work that is not sealed is given up, what is sealed is kept."""
-        # Nothing but this: it may be called from a signal handler in the middle of anything.
+        # Nothing but these: it may be called from a signal handler in the middle of anything.
         self._stopping.set()
+        if self._current is not None:
+            self._current.wake()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
             self._thread = None

@@ -40,6 +40,9 @@ from wire.errors import PotluckError
 RECONNECT_S_MIN = 1
 RECONNECT_S_MAX = 60
 KEEPALIVE_S = 60
+# How often paho looks whether a ping is due, with nothing to send or read; its own second costs an
+# idle device more than all else. A ping may be late by half the keepalive.
+PING_LOOK_S = 5.0
 _UNSUPPORTED_VERSION = 132  # MQTT 5 reason code, which paho also gives for 3.1.1's code 1
 _PUBACK_BYTES = 4
 _HANG_UPS_MAX = 2
@@ -109,6 +112,16 @@ def publish_packet_bytes(topic: str, payload_bytes: int, *, mqtt5: bool) -> int:
     return 1 + length_bytes + remaining
 
 
+class _Client(Client):
+    """paho's client, whose own thread sleeps until there is something to do."""
+
+    def loop_forever(
+        self, timeout: float = PING_LOOK_S, retry_first_connection: bool = False
+    ) -> MQTTErrorCode:
+        """As paho's; whoever publishes or disconnects still wakes it at once."""
+        return super().loop_forever(timeout, retry_first_connection)
+
+
 class MqttLink:
     """A connection that comes back.
 
@@ -170,7 +183,7 @@ class MqttLink:
     # -- making the client -------------------------------------------------------------------
 
     def _make_client(self) -> Client:
-        client = Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=self._protocol,

@@ -1,0 +1,150 @@
+"""An app that embeds the SDK and does nothing else, for others to measure from outside.
+
+`python benchmarks/footprint_device.py TASK STATE_DIR [TOKENS]` runs one device. It prints a JSON
+object for each report and, for each line on stdin, one of what the process has spent; the end of
+stdin ends it. Run by its path: as a module it would load what `benchmarks` loads.
+
+The tasks are made up of noise, so that nothing has to be read: a perceptron of 17,260 parameters,
+one of a million, and two million that nobody trains.
+"""
+
+import json
+import sys
+import time
+from typing import Any, Final
+
+import numpy as np
+
+from edge_sdk import Device, DeviceInfo, EvalResult, Model, NumpyTrainer, TrainResult, load_task
+from edge_sdk.trainer import Stop
+from wire import Manifest, Plan, Report
+
+EXAMPLES: Final = 400
+HELD_OUT: Final = 50
+CLASSES: Final = 10
+_SEED: Final = 11
+
+_trainer_cpu_s = 0.0
+
+
+class Timed:
+    """A trainer, and the CPU seconds that its own thread has spent in it."""
+
+    def __init__(self, trainer: NumpyTrainer) -> None:
+        self._trainer = trainer
+
+    def train(self, model: Model, plan: Plan, *, stop: Stop) -> TrainResult:
+        """As the trainer does."""
+        began_s = time.thread_time()
+        try:
+            return self._trainer.train(model, plan, stop=stop)
+        finally:
+            _note_trainer(time.thread_time() - began_s)
+
+    def evaluate(self, model: Model, plan: Plan, *, stop: Stop) -> EvalResult:
+        """As the trainer does."""
+        began_s = time.thread_time()
+        try:
+            return self._trainer.evaluate(model, plan, stop=stop)
+        finally:
+            _note_trainer(time.thread_time() - began_s)
+
+
+def _note_trainer(seconds: float) -> None:
+    global _trainer_cpu_s  # noqa: PLW0603 - one device, one training thread
+    _trainer_cpu_s += seconds
+
+
+class Perceptron:
+    """Learns classes of noise.
+
+    Args:
+        sizes: features, hidden, classes.
+    """
+
+    def __init__(self, *sizes: int) -> None:
+        self._sizes = sizes
+
+    def model(self) -> Manifest:
+        """He's weights."""
+        return NumpyTrainer.manifest(*self._sizes, seed=_SEED)
+
+    def trainer(self, device: DeviceInfo) -> Timed:  # noqa: ARG002 - the one device there is
+        """Examples around a centre for each class, most of their features zero, as images are."""
+        chance = np.random.default_rng(_SEED)
+        y = np.arange(EXAMPLES) % CLASSES
+        centres = np.maximum(chance.standard_normal((CLASSES, self._sizes[0])), 0.0)
+        x = centres[y] + 0.5 * np.maximum(chance.standard_normal((EXAMPLES, self._sizes[0])), 0.0)
+        x = x.astype(np.float32)
+        return Timed(
+            NumpyTrainer(x[HELD_OUT:], y[HELD_OUT:], holdout=(x[:HELD_OUT], y[:HELD_OUT]))
+        )
+
+
+class Idle:
+    """A model that each round moves by as much as nothing; with codec `raw` an upload is whole.
+
+    Args:
+        parameters: of the model.
+    """
+
+    def __init__(self, parameters: int) -> None:
+        self._parameters = parameters
+
+    def model(self) -> Manifest:
+        """All zeros."""
+        return Manifest({"w": np.zeros(self._parameters, np.float32)})
+
+    def trainer(self, device: DeviceInfo) -> "Idle":  # noqa: ARG002 - as above
+        """The same."""
+        return self
+
+    def train(self, model: Model, plan: Plan, *, stop: Stop) -> TrainResult:  # noqa: ARG002 - as above
+        """One step of a thousandth."""
+        return TrainResult({"w": model.tensors["w"] + np.float32(1e-3)}, EXAMPLES, {})
+
+    def evaluate(self, model: Model, plan: Plan, *, stop: Stop) -> EvalResult:  # noqa: ARG002 - as above
+        """There is no hold-out."""
+        return EvalResult(0.0, 0, {})
+
+
+small = Perceptron(64, 230, CLASSES)
+million = Perceptron(784, 1_258, CLASSES)
+eight_megabytes = Idle(2_000_000)
+
+
+def _say(**what: Any) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def _spent() -> dict[str, float]:
+    """CPU seconds of every thread and of trainers alone, and how often a thread went to sleep."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        naps = 0
+    else:
+        naps = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+    return {"cpu_s": time.process_time(), "trainer_s": _trainer_cpu_s, "naps": naps}
+
+
+def _report(report: Report) -> None:
+    _say(event=report.what, detail=report.detail, **_spent())
+
+
+def main(task: str, state_dir: str, tokens: str | None = None) -> int:
+    """Run a device until stdin ends."""
+    device = Device(load_task(f"__main__:{task}"), state_dir, on_report=_report)
+    if tokens is not None:
+        device.enroll(tokens)
+    device.start()
+    _say(event="started", **_spent())
+    for _line in sys.stdin:
+        _say(event="spent", **_spent())
+    device.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
