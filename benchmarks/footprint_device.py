@@ -1,13 +1,14 @@
 """An app that embeds the SDK and does nothing else, for others to measure from outside.
 
-`python benchmarks/footprint_device.py TASK STATE_DIR [TOKENS]` runs one device. It prints a JSON
-object for each report and, for each line on stdin, one of what the process has spent; the end of
-stdin ends it. Run by its path: as a module it would load what `benchmarks` loads.
+`python benchmarks/footprint_device.py TASK STATE_DIR` runs one device. It prints a JSON object for
+each report and, for each line on stdin, one of what the process has spent; the end of stdin ends
+it. Run by its path: as a module it would load what `benchmarks` loads.
 
 The tasks are made up of noise, so that nothing has to be read: a perceptron of 17,260 parameters,
 one of a million, and two million that nobody trains.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -15,7 +16,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_sdk import Device, DeviceInfo, EvalResult, Model, NumpyTrainer, TrainResult, load_task
+from edge_sdk import (
+    Device,
+    DeviceInfo,
+    EvalResult,
+    Model,
+    NumpyTrainer,
+    Policy,
+    TrainResult,
+    load_task,
+)
 from edge_sdk.trainer import Stop
 from wire import Manifest, Plan, Report
 
@@ -133,11 +143,19 @@ def _report(report: Report) -> None:
     _say(event=report.what, detail=report.detail, **_spent())
 
 
-def main(task: str, state_dir: str, tokens: str | None = None) -> int:
+def main() -> int:
     """Run a device until stdin ends."""
-    device = Device(load_task(f"__main__:{task}"), state_dir, on_report=_report)
-    if tokens is not None:
-        device.enroll(tokens)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("task")
+    parser.add_argument("state_dir")
+    parser.add_argument("--tokens")
+    parser.add_argument("--check-in-s", type=float)
+    options = parser.parse_args()
+    policy = Policy() if options.check_in_s is None else Policy(check_in_s=options.check_in_s)
+    task = load_task(f"__main__:{options.task}")
+    device = Device(task, options.state_dir, policy=policy, on_report=_report)
+    if options.tokens is not None:
+        device.enroll(options.tokens)
     device.start()
     _say(event="started", **_spent())
     for _line in sys.stdin:
@@ -147,4 +165,4 @@ def main(task: str, state_dir: str, tokens: str | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

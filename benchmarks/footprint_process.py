@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,16 +39,19 @@ class DeviceProcess:
         task: an object of `footprint_device`.
         state_dir: the device's.
         tokens: to enrol with; None when it is enrolled.
+        options: more of its command line.
     """
 
-    def __init__(self, task: str, state_dir: Path, tokens: Path | None) -> None:
+    def __init__(
+        self, task: str, state_dir: Path, tokens: Path | None, options: Sequence[str] = ()
+    ) -> None:
         self.said: list[dict[str, Any]] = []
         self._came = threading.Condition()
         self._errors = state_dir.with_suffix(".log")
-        command = [sys.executable, str(_SCRIPT), task, str(state_dir)]
+        command = [sys.executable, str(_SCRIPT), task, str(state_dir), *options]
         with self._errors.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own words
-                [*command, *([] if tokens is None else [str(tokens)])],
+                [*command, *([] if tokens is None else ["--tokens", str(tokens)])],
                 env=environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -196,10 +199,11 @@ class Federation:
     directory: Path
     tokens: Path
 
-    def device(self, task: str) -> DeviceProcess:
+    def device(self, task: str, *options: str) -> DeviceProcess:
         """The device's process; it enrols when it is new, and ends with its `with` block."""
         state_dir = self.directory / "device"
-        return DeviceProcess(task, state_dir, None if state_dir.exists() else self.tokens)
+        tokens = None if state_dir.exists() else self.tokens
+        return DeviceProcess(task, state_dir, tokens, options)
 
 
 @contextlib.contextmanager

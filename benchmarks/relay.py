@@ -73,7 +73,7 @@ class Relay:
         self._selector = selectors.DefaultSelector()
         self._pairs: dict[socket.socket, _Pair] = {}
         self._cut_at: int | None = None
-        self._is_cut = False
+        self._cut = threading.Event()
         self._segments_before = 0
         self._up = self._down = 0
         self._seen = (0, 0, 0)
@@ -98,14 +98,19 @@ class Relay:
         """Break every connection, and take no new one, once so many bytes have gone up in all."""
         self._cut_at = up_bytes
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether that has happened."""
-        return self._is_cut
+    def wait_for_cut(self, patience_s: float) -> None:
+        """Until that has happened.
+
+        Raises:
+            RelayError: it did not within `patience_s`.
+        """
+        if not self._cut.wait(patience_s):
+            raise RelayError(f"after {patience_s:g} s only {self.up_bytes:,} bytes have gone up")
 
     def mend(self) -> None:
         """Take connections again."""
-        self._cut_at, self._is_cut = None, False
+        self._cut_at = None
+        self._cut.clear()
 
     def drop(self) -> None:
         """Break what there is; new connections are taken."""
@@ -135,7 +140,7 @@ class Relay:
 
     def _accept(self) -> None:
         device, _address = self._listener.accept()
-        if self._is_cut:
+        if self._cut.is_set():
             device.close()
             return
         try:
@@ -167,14 +172,23 @@ class Relay:
         else:
             self._down += len(data)
         if ours and self._cut_at is not None and self.up_bytes >= self._cut_at:
-            self._is_cut = True
             for each in {id(pair): pair for pair in self._pairs.values()}.values():
+                self._drain(each)
                 self._end(each)
+            self._cut.set()
             return
         try:
             (pair.broker if ours else pair.device).sendall(data)
         except OSError:
             self._end(pair)
+
+    def _drain(self, pair: _Pair) -> None:
+        """Count what the device has sent and nobody will read."""
+        pair.device.setblocking(False)
+        with contextlib.suppress(OSError):
+            while data := pair.device.recv(_READ_BYTES):
+                self._up += len(data)
+                self.up_bytes += len(data)
 
     def _end(self, pair: _Pair) -> None:
         self._note()
