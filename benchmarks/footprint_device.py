@@ -86,9 +86,7 @@ class Perceptron:
         centres = np.maximum(chance.standard_normal((CLASSES, self._sizes[0])), 0.0)
         x = centres[y] + 0.5 * np.maximum(chance.standard_normal((EXAMPLES, self._sizes[0])), 0.0)
         x = x.astype(np.float32)
-        return Timed(
-            NumpyTrainer(x[HELD_OUT:], y[HELD_OUT:], holdout=(x[:HELD_OUT], y[:HELD_OUT]))
-        )
+        return Timed(NumpyTrainer(x[HELD_OUT:], y[HELD_OUT:], holdout=(x[:HELD_OUT], y[:HELD_OUT])))
 
 
 class Idle:

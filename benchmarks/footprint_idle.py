@@ -119,7 +119,7 @@ def traffic_figures(run: IdleRun) -> list[Figure]:
     closed = Day((), waits.pings)
     seen = f"seen in {run.seconds:.0f} s: {len(run.pings)} pings, {len(run.check_ins)} check-ins"
     expected = f"expected {run.expected.pings} and {run.expected.check_ins - 1}"
-    counted = f"payload of the connection (TLS in it) and {HEADER_BYTES} bytes a segment (IPv4, TCP)"
+    counted = f"bytes of the connection, TLS in them, and {HEADER_BYTES} a segment (IPv4, TCP)"
     return [
         Figure(
             "idle",
@@ -129,8 +129,8 @@ def traffic_figures(run: IdleRun) -> list[Figure]:
             TRAFFIC_MB_A_DAY_MAX,
             f"{waits.pings} pings, {waits.check_ins} check-ins, a connection; {counted}",
         ),
-        Figure("idle", "the same when the run is over", of_a_day(over), "MB", None, "information"),
-        Figure("idle", "the same with the gate closed", of_a_day(closed), "MB", None, "information"),
+        Figure("idle", "the same when the run is over", of_a_day(over), "MB"),
+        Figure("idle", "the same with the gate closed", of_a_day(closed), "MB"),
         Figure("idle", "a ping and its answer", ping, "bytes", None, f"{seen}; {expected}"),
         Figure("idle", "a check-in and its acknowledgement", check_in, "bytes"),
         Figure(

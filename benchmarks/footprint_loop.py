@@ -15,7 +15,8 @@ def loop_figures(tell: Tell, *, quick: bool) -> list[Figure]:
     cases = [case for case in CASES if case.name in (_ALONE, *_BESIDE)]
     seconds = 5.0 if quick else 20.0
     real_time = may_run_in_real_time()
-    tell(f"loop: a loop at 100 Hz, {len(cases)} cases" + ("" if real_time else ", not in real time"))
+    how = "" if real_time else ", none in real time: this user may not"
+    tell(f"loop: an app's loop at 100 Hz, {len(cases)} cases{how}")
     return figures_of(sensor_loop_table(quick=quick, cases=cases, seconds=seconds))
 
 

@@ -22,6 +22,9 @@ HOST: Final = "127.0.0.1"
 HEADER_BYTES: Final = 52
 # A loopback segment carries 64 KB; on Ethernet it is this much.
 SEGMENT_BYTES_MAX: Final = 1_448
+# What a sender may have under way. Loopback takes megabytes at once, which no radio does, and all
+# of it is lost when a connection breaks.
+WINDOW_BYTES: Final = 65_536
 # Delayed acknowledgements take 40 ms: what is quiet for so long is over.
 QUIET_S: Final = 0.4
 _READ_BYTES: Final = 65_536
@@ -82,6 +85,7 @@ class Relay:
         self._stop = threading.Event()
         self._listener = socket.socket()
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES_MAX)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW_BYTES)
         self._listener.bind((HOST, 0))
         self._listener.listen()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -184,7 +188,7 @@ class Relay:
 
     def _drain(self, pair: _Pair) -> None:
         """Count what the device has sent and nobody will read."""
-        pair.device.setblocking(False)
+        pair.device.settimeout(0.0)
         with contextlib.suppress(OSError):
             while data := pair.device.recv(_READ_BYTES):
                 self._up += len(data)

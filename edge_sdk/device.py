@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edge_sdk._running import Running
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import energy_of
 from edge_sdk.enrolment import CA_FILE, EnrolmentError, enrol, tls_files
-from edge_sdk.example_store import ExampleStore, ExampleStoreError
 from edge_sdk.journal import JOURNAL_FILE, Enrolment, SqliteJournal
 from edge_sdk.models import FileShelf
 from edge_sdk.policy import SECONDS_PER_DAY, Policy, Source, conditions_from, sense
@@ -34,6 +33,9 @@ from wire import (
 )
 from wire.lock import LOCK_FILE, InstanceLock
 from wire.token import TokenFileError, read_tokens
+
+if TYPE_CHECKING:
+    from edge_sdk.example_store import ExampleStore
 
 _MODELS: Final = "models"
 _log = logging.getLogger("potluck.device")
@@ -135,7 +137,7 @@ class Device:
         device_class: str = "unknown",
         info: DeviceInfo | None = None,
         broker: str | None = None,
-        examples: ExampleStore | None = None,
+        examples: "ExampleStore | None" = None,
         crypto: Crypto | None = None,
         secrets: SecretSource | None = None,
     ) -> None:
@@ -291,6 +293,8 @@ class Device:
         import shutil  # noqa: PLC0415 - once in a device's life
 
         if self._examples is not None:
+            from edge_sdk.example_store import ExampleStoreError  # noqa: PLC0415 - as above
+
             try:
                 self._examples.destroy()
             except ExampleStoreError as error:

@@ -116,7 +116,9 @@ class _Client(Client):
     """paho's client, whose own thread sleeps until there is something to do."""
 
     def loop_forever(
-        self, timeout: float = PING_LOOK_S, retry_first_connection: bool = False
+        self,
+        timeout: float = PING_LOOK_S,
+        retry_first_connection: bool = False,  # noqa: FBT001, FBT002 - paho's own
     ) -> MQTTErrorCode:
         """As paho's; whoever publishes or disconnects still wakes it at once."""
         return super().loop_forever(timeout, retry_first_connection)
