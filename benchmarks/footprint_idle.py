@@ -83,7 +83,7 @@ def idle_run(tell: Tell, *, quick: bool) -> IdleRun:
         connect=connect,
         pings=tuple(one for one in seen if one.up_bytes <= _PING_BYTES_MAX),
         check_ins=tuple(one for one in seen if one.up_bytes > _PING_BYTES_MAX),
-        expected=idle_day(seconds=seconds, check_in_s=check_in_s),
+        expected=idle_day(seconds=ended_s - began_s, check_in_s=check_in_s),
     )
 
 
