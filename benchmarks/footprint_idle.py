@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Final
 
-from benchmarks.footprint import MB, Figure, Tell
+from benchmarks.footprint import MB, MIB, Figure, Tell
 from benchmarks.footprint_day import DAY_S, Day, day_bytes, idle_day
 from benchmarks.footprint_process import DeviceProcess, Federation, federation
+from benchmarks.footprint_work import tree_bytes
 from benchmarks.gateway_process import RoundBenchError
 from benchmarks.relay import HEADER_BYTES, Exchange
 from edge_sdk.signals import LEASE_S
@@ -39,12 +40,13 @@ class IdleRun:
     """What was seen while nothing happened.
 
     `connect` is a connection with its check-in, `pings` and `check_ins` each one of their kind;
-    `cpu_s` and `naps` are those of `seconds`.
+    `cpu_s` and `naps` are those of `seconds`, `resident_bytes` what was held at the end.
     """
 
     seconds: float
     cpu_s: float
     naps: float
+    resident_bytes: int
     connect: Exchange
     pings: tuple[Exchange, ...]
     check_ins: tuple[Exchange, ...]
@@ -74,12 +76,14 @@ def idle_run(tell: Tell, *, quick: bool) -> IdleRun:
             time.sleep(max(seconds - _SETTLE_S, 0.0))
             after, ended_s = device.spent(), time.monotonic()
             seen = running.relay.exchanges[first:]
+            _proportional, resident = tree_bytes(device.pid)
             connect = _reconnect(running, device)
     check_in_s = _QUICK_CHECK_IN_S if quick else LEASE_S
     return IdleRun(
         seconds=ended_s - began_s,
         cpu_s=after["cpu_s"] - before["cpu_s"],
         naps=after["naps"] - before["naps"],
+        resident_bytes=resident,
         connect=connect,
         pings=tuple(one for one in seen if one.up_bytes <= _PING_BYTES_MAX),
         check_ins=tuple(one for one in seen if one.up_bytes > _PING_BYTES_MAX),
@@ -157,4 +161,5 @@ def cpu_figures(run: IdleRun) -> list[Figure]:
             f"{1e3 * run.cpu_s:.0f} ms in {run.seconds:.0f} s; {share * DAY_S:.0f} s a day",
         ),
         Figure("cpu", "times a second that a thread goes to sleep", run.naps / run.seconds, "/s"),
+        Figure("cpu", "resident memory meanwhile, with TLS", run.resident_bytes / MIB, "MiB"),
     ]

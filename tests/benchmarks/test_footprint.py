@@ -107,6 +107,7 @@ def idle_seen(*, pings: int = 2, check_ins: int = 2) -> IdleRun:
         seconds=100.0,
         cpu_s=0.05,
         naps=50.0,
+        resident_bytes=50 * 2**20,
         connect=Exchange(0.0, 2_000, 3_000, 20),
         pings=tuple(Exchange(60.0 * n, 24, 24, 3) for n in range(pings)),
         check_ins=tuple(Exchange(90.0 * n, 278, 26, 3) for n in range(check_ins)),
@@ -120,9 +121,9 @@ def test_what_was_seen_becomes_figures_of_a_day() -> None:
     assert first.measured == pytest.approx(
         (6_040 + (day.check_ins - 1) * 460 + day.pings * 204) / 1e6
     )
-    share, naps = cpu_figures(idle_seen())
+    share, naps, resident = cpu_figures(idle_seen())
     assert share.measured == pytest.approx(0.05)
-    assert (share.limit, naps.measured) == (0.1, 0.5)
+    assert (share.limit, naps.measured, resident.measured) == (0.1, 0.5, 50.0)
 
 
 @pytest.mark.parametrize(("pings", "check_ins"), [(0, 1), (1, 0)])
