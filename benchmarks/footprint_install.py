@@ -135,13 +135,14 @@ def import_figures(*, runs: int) -> list[Figure]:
         if run:  # the first one compiles what is not compiled yet
             found.append(json.loads(done.stdout))
     wall_s, cpu_s, rss, pss, numpy_s, numpy_cpu_s, numpy_rss, _pss = map(median, zip(*found))  # noqa: B905 - of one length
-    # What is slower than the fastest of them was other programs' doing.
-    fastest_s = min(one[0] for one in found)
+    # What is slower than the fastest of them was other programs' doing, and so for CPU: they take
+    # caches and the other half of a core.
+    fastest_s, fastest_cpu_s = (min(one[index] for one in found) for index in (0, 1))
     note = f"fastest of {runs}, median {wall_s:.3f}; NumPy before it, median: {numpy_s:.3f}"
-    cpu_note = f"median of {runs}; NumPy before it: {numpy_cpu_s:.3f}"
+    cpu_note = f"fastest of {runs}, median {cpu_s:.3f}; NumPy before it, median: {numpy_cpu_s:.3f}"
     memory_note = f"proportional {pss:.1f}; Python and NumPy before it: {numpy_rss:.1f}"
     return [
         Figure("import", "import edge_sdk beyond NumPy", fastest_s, "s", IMPORT_S_MAX, note),
-        Figure("import", "the same in CPU time", cpu_s, "s", IMPORT_S_MAX, cpu_note),
-        Figure("import", "resident memory of it", rss, "MiB", IMPORT_MIB_MAX, memory_note),
+        Figure("import", "the same in CPU time", fastest_cpu_s, "s", IMPORT_S_MAX, cpu_note),
+        Figure("import", "resident memory of it, median", rss, "MiB", IMPORT_MIB_MAX, memory_note),
     ]
