@@ -86,16 +86,16 @@ def resume(tell: Tell, *, quick: bool) -> list[Figure]:
     """Bytes of an upload that is cut."""
     from benchmarks.resume import resume_table  # noqa: PLC0415 - by part
 
-    tell("resume: an upload cut at half, kill -9, a new start")
+    tell("resume: an upload that is cut, kill -9, a new start")
     found = resume_table(quick=quick)
     return [
         Figure(
             "resume",
-            "bytes sent in all, of an upload cut at half",
+            "bytes sent in all, of an 8 MB upload cut and resumed",
             found["ratio"],
             "x payload",
             found["limit"],
-            f"{found['bytes_sent_total']:,} of {found['bytes_payload']:,} bytes",
+            f"{found['bytes_sent_total']:,} of {found['bytes_payload']:,} bytes; the worst cut",
         )
     ]
 

@@ -5,7 +5,7 @@ each report and, for each line on stdin, one of what the process has spent; the 
 it. Run by its path: as a module it would load what `benchmarks` loads.
 
 The tasks are made up of noise, so that nothing has to be read: a perceptron of 17,260 parameters,
-one of a million, and two million that nobody trains.
+and one of a million.
 """
 
 import argparse
@@ -89,36 +89,8 @@ class Perceptron:
         return Timed(NumpyTrainer(x[HELD_OUT:], y[HELD_OUT:], holdout=(x[:HELD_OUT], y[:HELD_OUT])))
 
 
-class Idle:
-    """A model that each round moves by as much as nothing; with codec `raw` an upload is whole.
-
-    Args:
-        parameters: of the model.
-    """
-
-    def __init__(self, parameters: int) -> None:
-        self._parameters = parameters
-
-    def model(self) -> Manifest:
-        """All zeros."""
-        return Manifest({"w": np.zeros(self._parameters, np.float32)})
-
-    def trainer(self, device: DeviceInfo) -> "Idle":  # noqa: ARG002 - as above
-        """The same."""
-        return self
-
-    def train(self, model: Model, plan: Plan, *, stop: Stop) -> TrainResult:  # noqa: ARG002 - as above
-        """One step of a thousandth."""
-        return TrainResult({"w": model.tensors["w"] + np.float32(1e-3)}, EXAMPLES, {})
-
-    def evaluate(self, model: Model, plan: Plan, *, stop: Stop) -> EvalResult:  # noqa: ARG002 - as above
-        """There is no hold-out."""
-        return EvalResult(0.0, 0, {})
-
-
 small = Perceptron(64, 230, CLASSES)
 million = Perceptron(784, 1_258, CLASSES)
-eight_megabytes = Idle(2_000_000)
 
 
 def _say(**what: Any) -> None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Final
 
+from benchmarks.counting_relay import HEADER_BYTES, Exchange
 from benchmarks.footprint import MB, MIB, Figure, Tell
 from benchmarks.footprint_day import DAY_S, Day, day_bytes, idle_day
 from benchmarks.footprint_process import DeviceProcess, Federation, federation
 from benchmarks.footprint_work import tree_bytes
 from benchmarks.gateway_process import RoundBenchError
-from benchmarks.relay import HEADER_BYTES, Exchange
 from edge_sdk.signals import LEASE_S
 
 TRAFFIC_MB_A_DAY_MAX: Final = 0.5

@@ -21,8 +21,8 @@ from typing import Any, Final, Self
 
 import msgspec
 
+from benchmarks.counting_relay import HOST, Relay
 from benchmarks.gateway_process import GatewayProcess, RoundBenchError, environment
-from benchmarks.relay import HOST, Relay
 from coordinator import STORE_FILE, EmbeddedBroker, Store, load_identity, make_tokens, write_tokens
 from coordinator.broker import free_port
 from wire import Ed25519, SystemSecrets

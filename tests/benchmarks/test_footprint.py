@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.counting_relay import HEADER_BYTES, HOST, Exchange, Relay, RelayError
 from benchmarks.footprint import PARTS, Figure, lines
 from benchmarks.footprint_day import DAY_S, Day, day_bytes, idle_day
 from benchmarks.footprint_idle import IdleRun, cpu_figures, traffic_figures
@@ -19,7 +20,6 @@ from benchmarks.footprint_install import disk_bytes, first_error
 from benchmarks.footprint_loop import figures_of
 from benchmarks.footprint_work import beyond_training_s, tree_bytes
 from benchmarks.gateway_process import RoundBenchError
-from benchmarks.relay import HEADER_BYTES, HOST, Exchange, Relay, RelayError
 from benchmarks.sensor_loop import Row
 from potluck.bench_footprint import PARTS as NAMED
 from quantization import CODEC_NAMES
