@@ -112,7 +112,7 @@ def publish_packet_bytes(topic: str, payload_bytes: int, *, mqtt5: bool) -> int:
     return 1 + length_bytes + remaining
 
 
-class _Client(Client):
+class _DrowsyClient(Client):
     """paho's client, whose own thread sleeps until there is something to do."""
 
     def loop_forever(
@@ -185,7 +185,7 @@ class MqttLink:
     # -- making the client -------------------------------------------------------------------
 
     def _make_client(self) -> Client:
-        client = _Client(
+        client = _DrowsyClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=self._protocol,
