@@ -2,24 +2,22 @@
 
 `Device` is what an app embeds. Inside, a sans-IO session (`session`) decides, a driver (`driver`)
 executes, a journal keeps what must not be lost. Only quantized updates leave the device; nothing
-heavier than the base install is imported.
+heavier than the base install is imported. Trainers and the store of examples are loaded when they
+are named: an app has one of them at most.
 """
 
-from edge_sdk.callable_trainer import CallableTrainer, FreshTrainer
+from typing import TYPE_CHECKING, Any
+
 from edge_sdk.consent import ConsentError
 from edge_sdk.device import Device, DeviceError
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.enrolment import EnrolmentError
-from edge_sdk.example_store import ExampleStore, ExampleStoreError
-from edge_sdk.examples import ExampleError, ExampleStats, Split
 from edge_sdk.fine_tuning import FineTuned, FineTuningError
 from edge_sdk.journal import JournalError
-from edge_sdk.numpy_trainer import NumpyTrainer
 from edge_sdk.policy import Conditions, Policy, PolicyError
 from edge_sdk.reasons import Reason
 from edge_sdk.release_check import ReleaseCheck, Veto, no_worse_than
 from edge_sdk.status import DeviceStatus, read_status
-from edge_sdk.torch_trainer import TorchTrainer, manifest_of
 from edge_sdk.trainer import (
     DeviceInfo,
     EvalResult,
@@ -31,6 +29,13 @@ from edge_sdk.trainer import (
     TrainResult,
     load_task,
 )
+
+if TYPE_CHECKING:
+    from edge_sdk.callable_trainer import CallableTrainer, FreshTrainer
+    from edge_sdk.example_store import ExampleStore, ExampleStoreError
+    from edge_sdk.examples import ExampleError, ExampleStats, Split
+    from edge_sdk.numpy_trainer import NumpyTrainer
+    from edge_sdk.torch_trainer import TorchTrainer, manifest_of
 
 __all__ = [
     "CallableTrainer",
@@ -70,3 +75,30 @@ __all__ = [
     "no_worse_than",
     "read_status",
 ]
+
+# By the module that has them.
+_LATER = {
+    "CallableTrainer": "callable_trainer",
+    "ExampleError": "examples",
+    "ExampleStats": "examples",
+    "ExampleStore": "example_store",
+    "ExampleStoreError": "example_store",
+    "FreshTrainer": "callable_trainer",
+    "NumpyTrainer": "numpy_trainer",
+    "Split": "examples",
+    "TorchTrainer": "torch_trainer",
+    "manifest_of": "torch_trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a trainer, or the store of examples, when it is named first.
+
+    Raises:
+        AttributeError: no such name.
+    """
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 - as what it loads
+
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -2,7 +2,8 @@
 
 Three threads meet here. The link's only puts what it hears into a bounded queue. Training has one
 of its own, while there is something to train. The loop takes the queue, the timers and the gate in
-small turns and is the only one that touches the driver, the journal and the models.
+small turns and is the only one that touches the driver, the journal and the models. Between them it
+sleeps until the next is due: a device that has nothing to do costs its owner next to nothing.
 """
 
 import contextlib
@@ -43,6 +44,32 @@ _WAIT_S_MAX: Final = 0.5
 _log = logging.getLogger("potluck.device")
 
 
+class _Inbox(queue.Queue[Callable[["Running"], None]]):
+    """A bounded queue on whose items, or on a bell, one thread waits."""
+
+    def __init__(self, items_max: int) -> None:
+        super().__init__(items_max)
+        # Its `put` may be called from a signal handler in the middle of any other call, this
+        # class's not: Python says so of it, and of no other queue.
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def _put(self, item: "Callable[[Running], None]") -> None:
+        super()._put(item)
+        self._bell.put(None)
+
+    def ring(self) -> None:
+        """End the wait, or the next one; from any thread or signal handler."""
+        self._bell.put(None)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until there is an item, the bell rings or time is up."""
+        with contextlib.suppress(queue.Empty):
+            if timeout_s > 0.0 and self.empty():
+                self._bell.get(timeout=timeout_s)
+            while True:
+                self._bell.get_nowait()
+
+
 class Running:
     """What exists while a device runs; everything but the link's callbacks is on one thread."""
 
@@ -61,7 +88,7 @@ class Running:
     ) -> None:
         self._lock = lock
         self._journal = journal
-        self._inbox: queue.Queue[Callable[[Running], None]] = queue.Queue(QUEUE_MAX)
+        self._inbox = _Inbox(QUEUE_MAX)
         self._closing = threading.Event()
         self._training: threading.Thread | None = None
         self._heard = Heard(journal)
@@ -266,6 +293,10 @@ class Running:
             self._connected = False
             self.driver.on_link_down(time.monotonic())
 
+    def wake(self) -> None:
+        """End the loop's wait; from any thread, and from a signal handler."""
+        self._inbox.ring()
+
     def leave(self) -> None:
         """Say that the owner takes the device out; again until the coordinator answers."""
         self._leave_at_s = time.monotonic() + LEAVE_EVERY_S
@@ -287,13 +318,22 @@ class Running:
         self.driver.wake(now_s)
         self._room_said = False
         self.driver.send_more(now_s)
-        due = self.driver.next_wake_s
-        look_s = self.gatekeeper.due_s
-        wait_s = min(look_s, look_s if due is None else due) - time.monotonic()
+        self._inbox.wait(self._wait_s())
         with contextlib.suppress(queue.Empty):
-            self._inbox.get(timeout=min(max(wait_s, 0.0), _WAIT_S_MAX))(self)
             for _ in range(_ITEMS_A_TURN):
                 self._inbox.get_nowait()(self)
+
+    def _wait_s(self) -> float:
+        """How long there is nothing to do, if nothing comes."""
+        if self._refused:
+            return 0.0
+        due = (
+            self.gatekeeper.due_s,
+            self.driver.next_wake_s,
+            self._leave_at_s,
+            self._leave_until_s,
+        )
+        return min(at_s for at_s in due if at_s is not None) - time.monotonic()
 
     def _judge(self) -> None:
         at = moment()

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edge_sdk._gatekeeper import Gatekeeper
 from edge_sdk._running import Running
@@ -17,7 +17,6 @@ from edge_sdk.consent import MODELS_DIR, delete_state, opt_in, opt_out
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import energy_of
 from edge_sdk.enrolment import EnrolmentError, enrol, tls_files
-from edge_sdk.example_store import ExampleStore, ExampleStoreError
 from edge_sdk.fine_tuning import (
     FINE_TUNING_PLAN,
     FineTuned,
@@ -45,6 +44,9 @@ from wire import (
 )
 from wire.lock import InstanceLock
 from wire.token import TokenFileError, read_tokens
+
+if TYPE_CHECKING:
+    from edge_sdk.example_store import ExampleStore
 
 # While an app waits for its fine-tuning, it looks whether the device still runs.
 _LOOK_EVERY_S: Final = 0.5
@@ -86,7 +88,7 @@ class Device:
         device_class: str = "unknown",
         info: DeviceInfo | None = None,
         broker: str | None = None,
-        examples: ExampleStore | None = None,
+        examples: "ExampleStore | None" = None,
         check_release: ReleaseCheck | None = None,
         crypto: Crypto | None = None,
         secrets: SecretSource | None = None,
@@ -194,8 +196,10 @@ class Device:
 
     def stop(self) -> None:
         """End in good order: work that is not sealed is given up, what is sealed is kept."""
-        # Nothing but this: it may be called from a signal handler in the middle of anything.
+        # Nothing but these: it may be called from a signal handler in the middle of anything.
         self._stopping.set()
+        if self._current is not None:
+            self._current.wake()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
             self._thread = None
@@ -326,6 +330,8 @@ class Device:
     def _delete(self) -> None:
         """Remove what this class has made, and the examples; what else is there is not ours."""
         if self._examples is not None:
+            from edge_sdk.example_store import ExampleStoreError  # noqa: PLC0415 - as above
+
             try:
                 self._examples.destroy()
             except ExampleStoreError as error:

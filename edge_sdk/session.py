@@ -89,6 +89,9 @@ OFFER_AGAIN: Final = "offer_again"
 
 # A lease is refreshed before it ends, so that a device does not fall out of the pool for a moment.
 LEASE_REFRESH: Final = 0.8
+# Each check-in that no work follows promises to be there for twice as long, so often: what is lost
+# is still said again soon, and a device that nobody needs hardly speaks (docs/adr/0034).
+PATIENCE_DOUBLES_MAX: Final = 2
 # However short a window conditions promise.
 CHECK_IN_S_MIN: Final = 10.0
 # Waiting for an answer to a transfer: a floor, plus what the bytes take on a slow cellular link.
@@ -127,7 +130,8 @@ class Session:
 
     `held_version` is the newest model whose tensors are stored, `released_version` what the app
     sees, -1 for none; `veto` is the last release that it is not to see. `boot` grows with every
-    start of the driver. `evaluated_version` is the newest that this boot has taken to evaluate.
+    start of the driver. `in_vain` counts check-ins since the device came or had work.
+    `evaluated_version` is the newest that this boot has taken to evaluate.
     """
 
     phase: Phase
@@ -145,6 +149,7 @@ class Session:
     gate: GateOpened | None = None
     gate_reason: str = "starting"
     check_ins: int = 0
+    in_vain: int = 0
     invitation: Invite | EvaluateInvite | None = None
     sealed: SealedUpdate | None = None
     offers: int = 0
@@ -213,8 +218,9 @@ def _check_in(s: Session, now_s: float) -> Step:
     s, gate = replace(s, phase=Phase.IDLE, invitation=None), s.gate
     if not s.link or gate is None:
         return s, ()
-    s = replace(s, check_ins=s.check_ins + 1)
-    window_s = min(gate.window_s, gate.check_in_s)
+    patience_s = gate.check_in_s * 2.0 ** min(s.in_vain, PATIENCE_DOUBLES_MAX)
+    window_s = min(gate.window_s, patience_s, limits.LEASE_S_MAX)
+    s = replace(s, check_ins=s.check_ins + 1, in_vain=s.in_vain + 1)
     available = Available(
         check_in=s.check_in,
         window_s=window_s,
@@ -290,7 +296,8 @@ def _link_up_note(s: Session, event: LinkUp, _now_s: float) -> Step:
 
 
 def _link_up_speak(s: Session, event: LinkUp, now_s: float) -> Step:
-    return _check_in(replace(s, link=True, chunk_bytes=event.chunk_bytes), now_s)
+    s = replace(s, link=True, chunk_bytes=event.chunk_bytes, in_vain=0)
+    return _check_in(s, now_s)
 
 
 def _link_up_fetch(s: Session, event: LinkUp, now_s: float) -> Step:
@@ -319,7 +326,7 @@ def _gate_open_note(s: Session, event: GateOpened, _now_s: float) -> Step:
 def _gate_open_speak(s: Session, event: GateOpened, now_s: float) -> Step:
     was_open = s.gate is not None
     s = replace(s, gate=event)
-    return (s, ()) if was_open else _check_in(s, now_s)
+    return (s, ()) if was_open else _check_in(replace(s, in_vain=0), now_s)
 
 
 def _gate_close_note(s: Session, event: GateClosed, _now_s: float) -> Step:
@@ -392,7 +399,7 @@ def _asked(
         )
     if s.gate is None:
         return _decline(s, event.round, s.gate_reason, now_s + FAILURE_PAUSE_S)
-    return replace(s, phase=Phase.INVITED, invitation=event), (
+    return replace(s, phase=Phase.INVITED, invitation=event, in_vain=0), (
         CancelWake(CHECK_IN),
         WakeAt(DEADLINE, now_s + event.deadline_s),
         said,

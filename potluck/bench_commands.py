@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from potluck import bench_aggregate
+from potluck.bench_footprint import add_footprint
 from potluck.bench_round import add_round
 from potluck.output import add_json, print_json
 from wire import PotluckError
@@ -72,6 +73,7 @@ def add_commands(commands: Any) -> None:
     codec.set_defaults(run=run_codec)
     bench_aggregate.add_command(bench)
     add_round(bench)
+    add_footprint(bench)
 
 
 def _count(text: str) -> int:

@@ -11,7 +11,7 @@ from edge_sdk import Device, DeviceInfo, Policy, consent, read_status
 from edge_sdk.reasons import Reason
 from potluck.output import Reports, add_json, print_json, stop_on_signals
 
-_STOP_POLL_S: Final = 0.1
+_STOP_POLL_S: Final = 0.5
 _LAST_ROUNDS: Final = 5
 _POLICY: Final = Policy()
 

@@ -42,6 +42,9 @@ RECONNECT_S_MAX = 60
 KEEPALIVE_S = 60
 # A slow link, and a small processor on the other side; `stop` waits for no longer.
 HANDSHAKE_S = 10.0
+# How often paho looks whether a ping is due, with nothing to send or read; its own second costs an
+# idle device more than all else. A ping may be late by half the keepalive.
+PING_LOOK_S = 5.0
 _UNSUPPORTED_VERSION = 132  # MQTT 5 reason code, which paho also gives for 3.1.1's code 1
 _PUBACK_BYTES = 4
 _HANG_UPS_MAX = 2
@@ -131,10 +134,21 @@ def why_not(address: BrokerAddress, error: OSError) -> str:
 
 
 class _Client(Client):
-    """paho's client, but that it says why it could not connect and leaves no socket behind."""
+    """paho's client, but that its thread sleeps until there is something to do.
+
+    And it says why it could not connect, and leaves no socket behind.
+    """
 
     address: BrokerAddress
     failure = ""
+
+    def loop_forever(
+        self,
+        timeout: float = PING_LOOK_S,
+        retry_first_connection: bool = False,  # noqa: FBT001, FBT002 - paho's own
+    ) -> MQTTErrorCode:
+        """As paho's; whoever publishes or disconnects still wakes it at once."""
+        return super().loop_forever(timeout, retry_first_connection)
 
     def reconnect(self) -> MQTTErrorCode:
         """Connect; what went wrong is kept for `on_connect_fail`, in words."""

@@ -31,6 +31,7 @@ from edge_sdk import (
 )
 from edge_sdk._priority import NICE
 from edge_sdk.journal import SqliteJournal
+from edge_sdk.policy import GATE_EVERY_S
 from fleet.toy import ToyTask
 from tests.support.processes import until
 from wire import Ed25519, Report, SystemSecrets
@@ -219,6 +220,16 @@ def test_a_low_battery_keeps_a_device_out_and_a_charger_brings_it_in(
     now[0] = Conditions(battery_fraction=0.1, charging=True)
     until(lambda: device.model.version == 2, "the release")
     device.stop()
+
+
+def test_a_device_that_waits_for_its_next_look_stops_at_once(federated: Federated) -> None:
+    device = federated.device(1, conditions=lambda: Conditions(0.1, charging=False))
+    device.enroll(federated.tokens)
+    device.start()
+    time.sleep(0.5)
+    began_s = time.monotonic()
+    device.stop()
+    assert time.monotonic() - began_s < GATE_EVERY_S / 2
 
 
 def test_conditions_that_raise_close_the_gate_and_nothing_else(federated: Federated) -> None:

@@ -842,6 +842,48 @@ def test_a_check_in_promises_no_more_than_the_owner_lets_it() -> None:
     assert WakeAt(CHECK_IN, 100.0 + 0.8 * 3_600.0) in effects
 
 
+def windows(s: Session, count: int) -> tuple[Session, list[float]]:
+    """What the next check-ins promise, each at the time that the one before has set."""
+    promised = []
+    for _ in range(count):
+        s, effects = play(s, Woke(CHECK_IN))
+        (available,) = sent(effects)
+        assert isinstance(available, Available)
+        promised.append(available.window_s)
+    return s, promised
+
+
+def test_each_check_in_in_vain_promises_twice_as_long_up_to_a_bound() -> None:
+    s, _ = play(fresh(), GateOpened(7_200.0), LinkUp(1_000))
+    s, promised = windows(s, 4)
+    assert promised == [2 * LEASE_S, 4 * LEASE_S, 4 * LEASE_S, 4 * LEASE_S]
+    s, _ = play(s, GateOpened(300.0))
+    assert windows(s, 1)[1] == [300.0], "never longer than the gate stays open"
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        (LinkDown(), LinkUp(1_000)),
+        (GateClosed("not_charging"), GateOpened(7_200.0)),
+    ],
+)
+def test_a_device_that_comes_again_promises_as_at_first(news: tuple[object, ...]) -> None:
+    s, _ = play(fresh(), GateOpened(7_200.0), LinkUp(1_000))
+    s, _ = windows(s, 3)
+    s, effects = play(s, *news)
+    available = sent(effects)[-1]
+    assert isinstance(available, Available)
+    assert available.window_s == LEASE_S
+
+
+def test_after_work_a_device_promises_as_at_first() -> None:
+    s, _ = play(fresh(), GateOpened(7_200.0), LinkUp(1_000))
+    s, _ = windows(s, 3)
+    s, _ = play(s, invite(s), BaseHeld(BASE), TrainingFailed(invite(s).round, "trainer_failed"))
+    assert windows(s, 1)[1] == [LEASE_S]
+
+
 def test_a_revoked_device_stops_stores_it_and_never_speaks_again() -> None:
     for phase in (Phase.IDLE, Phase.TRAINING, Phase.UPLOADING):
         s, effects = play(at(phase), Revoked("owner_left"))
