@@ -130,6 +130,7 @@ class TorchTrainer:
             tensors = {
                 name: np.array(_array(value), np.float32)
                 for name, value in _own_state(self._module).items()
+                if model.trains(name)
             }
         return TrainResult(tensors, count, {"train_loss": loss_sum / (count * plan.local_epochs)})
 

@@ -283,3 +283,19 @@ def test_the_how_to_s_task_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     result = one.train(model, Plan(local_epochs=10), stop=never)
     assert result.num_examples == 48
     assert one.evaluate(Model(0, result.tensors), Plan(), stop=never).loss < before.loss
+
+
+@needs_torch
+def test_a_head_alone_is_trained_and_all_else_has_no_gradient() -> None:
+    torch.manual_seed(3)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    x, y = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32), np.arange(20) % 2
+    trainer = TorchTrainer(module, torch.nn.functional.cross_entropy, (x, y))
+    tensors = {name: a.copy() for name, a in manifest_of(module).tensors.items()}
+    head = Model(0, tensors, trainable=("2.weight",))
+    result = trainer.train(head, Plan(local_epochs=2), stop=lambda: False)
+    assert set(result.tensors) == {"2.weight"}
+    assert not np.array_equal(result.tensors["2.weight"], tensors["2.weight"])
+    state = {name: value.numpy() for name, value in module.state_dict().items()}
+    np.testing.assert_array_equal(state["0.weight"], tensors["0.weight"])
+    assert all(weight.requires_grad for weight in module.parameters())
