@@ -9,15 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from edge_sdk.budget import DayMeter
 from edge_sdk.energy import Energy
 from edge_sdk.forecast import Diary
-from edge_sdk.journal import SqliteJournal
+from edge_sdk.journal import Journal
 from edge_sdk.ladder import Means, Room
 from edge_sdk.policy import GATE_EVERY_S, GATE_WORKING_S, Conditions, Policy, judge
 from edge_sdk.quiet import QuietHours
 from edge_sdk.signals import NOTHING, GateClosed, GateOpened, Spent
 
+# The first time that a packet finds less than this of the day's bytes beside itself, the rest is
+# kept for answers to what was said before: an invitation, a bitmap, a receipt and a settlement.
+ANSWER_BYTES: Final = 1_024
+_LEFT_S_MIN: Final = 0.001
 _log: Final = logging.getLogger("potluck.device")
 
 
@@ -50,7 +56,7 @@ class Gatekeeper:
         *,
         policy: Policy,
         conditions: Callable[[], Conditions],
-        journal: SqliteJournal,
+        journal: Journal,
         energy: Energy,
         traffic: Callable[[], tuple[int, int]],
     ) -> None:
@@ -69,6 +75,8 @@ class Gatekeeper:
         self._working_since_s: float | None = None
         self._this_work = NOTHING
         self._spent = NOTHING
+        self._passed_bytes = 0
+        self._short_on: int | None = None
         self._last_training = NOTHING
         self._last_evaluation = NOTHING
 
@@ -77,7 +85,7 @@ class Gatekeeper:
     def work_begins(self, now_s: float) -> None:
         """Something is trained or evaluated from now on; look soon."""
         self._working_since_s, self._this_work = now_s, NOTHING
-        self.due_s = min(self.due_s, now_s + GATE_WORKING_S)
+        self.due_s = min(self.due_s, now_s + self._look_again_s())
 
     def work_ends(self, now_s: float, *, trained: bool, finished: bool) -> None:
         """It is over; what it took is what the next one is expected to take, if it was finished."""
@@ -93,8 +101,7 @@ class Gatekeeper:
         if self._working_since_s is None:
             return
         seconds = max(now_s - self._working_since_s, 0.0)
-        watts = self._energy.training_w if self._watts is None else self._watts
-        more = Spent(0, seconds * watts, seconds)
+        more = Spent(0, seconds * self._work_w, seconds)
         self._work, self._this_work = self._work + more, self._this_work + more
         self._working_since_s = now_s
 
@@ -103,12 +110,40 @@ class Gatekeeper:
         room = Room.left(self._policy.budgets, self._spent)
         return Means(room, self._last_training, self._last_evaluation)
 
+    def _look_again_s(self) -> float:
+        """How long a look may wait: while it works, no longer than a budget lasts."""
+        if self._working_since_s is None:
+            return GATE_EVERY_S
+        left_s = self.means().room.seconds_of_work(self._work_w)
+        return min(max(left_s, _LEFT_S_MIN), GATE_WORKING_S)
+
+    @property
+    def _work_w(self) -> float:
+        return self._energy.training_w if self._watts is None else self._watts
+
+    # -- bytes -------------------------------------------------------------------------------
+
+    def may_send(self, packet_bytes: int, last_word: bool = False) -> bool:  # noqa: FBT001, FBT002 - a callback
+        """Whether the day's bytes do for a packet and its answer; for the driver, on its thread.
+
+        When they do not, the budget counts as spent for the rest of the day. `last_word`: nothing
+        answers this one, and it may take what is kept for answers.
+        """
+        budget = self._policy.bytes_per_day_max
+        if not budget:
+            return True
+        passed = self._spent.traffic_bytes + sum(self._traffic()) - self._passed_bytes
+        if passed + packet_bytes + (0 if last_word else ANSWER_BYTES) <= budget:
+            return True
+        if self._short_on is None:
+            self._short_on = self._meter.day
+            self.due_s = 0.0
+        return False
+
     # -- looks -------------------------------------------------------------------------------
 
     def look(self, at: Moment) -> GateOpened | GateClosed | None:
         """Judge; returns the gate if it is another than before, for the driver to be told."""
-        every_s = GATE_EVERY_S if self._working_since_s is None else GATE_WORKING_S
-        self.due_s = at.now_s + every_s
         gate: GateOpened | GateClosed
         try:
             now: Conditions | None = self._conditions()
@@ -117,6 +152,7 @@ class Gatekeeper:
             _log.warning("conditions: %s", error)
             now = None
         spent = self.spend(at)
+        self.due_s = at.now_s + self._look_again_s()
         if now is None:
             gate = GateClosed("conditions_unknown")
         else:
@@ -144,11 +180,19 @@ class Gatekeeper:
         """The day's sums so far."""
         self._note_work(at.now_s)
         sent, received = self._traffic()
-        radio = Spent(sent + received, self._energy.radio_j(sent, received))
-        self._spent = self._meter.spent_today(
+        self._passed_bytes = sent + received
+        radio = Spent(self._passed_bytes, self._energy.radio_j(sent, received))
+        spent = self._meter.spent_today(
             self._work + radio, unix_s=at.unix_s, now_s=at.now_s, at_once=at_once
         )
-        return self._spent
+        if self._short_on not in (None, self._meter.day):
+            self._short_on = None
+        if self._short_on is not None:
+            spent = replace(
+                spent, traffic_bytes=max(spent.traffic_bytes, self._policy.bytes_per_day_max)
+            )
+        self._spent = spent
+        return spent
 
     def _note_day(self, unix_s: float, *, is_open: bool) -> None:
         """Remember since when the gate is open: a write when it changes, or once in an hour."""

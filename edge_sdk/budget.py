@@ -30,12 +30,15 @@ class DayMeter:
     Args:
         journal: where the sums are kept.
         policy: whose budgets say what is worth a write.
+
+    Attributes:
+        day: whose sums were asked for last, in days since 1970.
     """
 
     def __init__(self, journal: Journal, policy: Policy) -> None:
         self._journal = journal
         self._budgets = policy.budgets
-        self._day: int | None = None
+        self.day: int | None = None
         self._seen = NOTHING
         self._written = NOTHING
         self._write_at_s = 0.0
@@ -52,11 +55,11 @@ class DayMeter:
             at_once: write down whatever is new.
         """
         day = int(unix_s // SECONDS_PER_DAY)
-        if self._day not in (None, day) and self._seen != self._written:
+        if self.day not in (None, day) and self._seen != self._written:
             # Another day begins: what is not yet written was the last one's.
-            self._journal.spend(self._day or 0, self._seen.since(self._written))
+            self._journal.spend(self.day or 0, self._seen.since(self._written))
             self._written = self._seen
-        self._day, self._seen = day, total
+        self.day, self._seen = day, total
         new = total.since(self._written)
         if new == NOTHING:
             return self._journal.spent(day)

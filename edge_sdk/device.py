@@ -368,6 +368,7 @@ class Device:
             observe=self._observe,
             device_class=self._device_class,
             means=running.gatekeeper.means,
+            may_send=running.gatekeeper.may_send,
         )
         address = BrokerAddress.parse(self._broker or enrolment.broker)
         running.link = MqttLink(

@@ -10,6 +10,7 @@ network sends is handled or counted and never raises.
 import functools
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Final
 
 import quantization
 from edge_sdk import session as machine
@@ -72,7 +73,9 @@ from wire import (
 from wire.chunks import missing, split
 from wire.messages import (
     Chunk,
+    Declined,
     EvaluateInvite,
+    Failed,
     FetchRequest,
     Gone,
     Invite,
@@ -84,6 +87,12 @@ from wire.messages import (
     Revoked,
 )
 from wire.topics import Address
+
+
+# Of MQTT 5 around topic and payload, both ways: header, lengths, packet id, and the PUBACK.
+_PACKET_BYTES: Final = 16
+# Nobody answers these.
+_LAST_WORDS: Final = (Declined, Failed, Leave)
 
 
 class DeviceDriver:
@@ -102,6 +111,8 @@ class DeviceDriver:
         observe: told every `Report`.
         device_class: a class of `device_profiles`, or "unknown".
         means: what is left of the day's budgets, from any thread.
+        may_send: whether the day's bytes do for a packet of so many bytes; what it refuses is not
+            sent, as if the link were down.
     """
 
     def __init__(
@@ -119,6 +130,7 @@ class DeviceDriver:
         observe: Callable[[Report], None],
         device_class: str = "unknown",
         means: Callable[[], Means] = Means,
+        may_send: Callable[[int, bool], bool] = lambda _bytes, _last_word: True,
     ) -> None:
         self.manifest = manifest
         self.schema = manifest.schema.shared
@@ -134,7 +146,9 @@ class DeviceDriver:
         self._start_work = start_work
         self._observe = observe
         self._means = means
-        self._last_fetch_bytes = 0
+        self._may_send = may_send
+        # Before there was one: a byte a value, as quantized models have it.
+        self._fetch_bytes = self.schema.parameters
         self._up = Address(enrolment.federation, enrolment.device, "up")
         self._down = Address(enrolment.federation, enrolment.device, "down")
         self._first = {spec.name: manifest.tensors[spec.name] for spec in self.schema.tensors}
@@ -233,7 +247,7 @@ class DeviceDriver:
                 download = self._downloads.get(message.version)
                 if download is not None:
                     download.announce(message)
-                    self._last_fetch_bytes = message.payload_bytes
+                    self._fetch_bytes = message.payload_bytes
                     self._be_patient(message.chunk_bytes, now_s)
             case Chunk():
                 self._be_patient(len(message.data), now_s)
@@ -263,7 +277,7 @@ class DeviceDriver:
         costs = Costs(
             training=means.training,
             evaluation=means.evaluation,
-            fetch_bytes=0 if version == self.session.held_version else self._last_fetch_bytes,
+            fetch_bytes=0 if version == self.session.held_version else self._fetch_bytes,
             values=self.schema.parameters,
             head_values=sum(self.manifest.tensors[name].size for name in head),
         )
@@ -349,8 +363,16 @@ class DeviceDriver:
             case _:
                 raise LocalProtocolError(f"no place for {type(record).__name__}")
 
-    def _send(self, message: Message) -> None:
-        self._publish_bytes(self._up.topic, frames.seal(message, self._up, self._signer))
+    def _send(self, message: Message) -> bool:
+        """Sign and send, if the owner's bytes do; machines send again what is dropped here."""
+        frame, topic = frames.seal(message, self._up, self._signer), self._up.topic
+        size = len(frame) + len(topic) + _PACKET_BYTES
+        if isinstance(message, FetchRequest):
+            size += self._fetch_bytes
+        if not self._may_send(size, isinstance(message, _LAST_WORDS)):
+            return False
+        self._publish_bytes(topic, frame)
+        return True
 
     def _send_chunks(self, effect: SendChunks) -> None:
         payload = self._journal.sealed_payload(effect.update_id)
@@ -358,7 +380,8 @@ class DeviceDriver:
             raise LocalProtocolError("the journal has lost a sealed update")
         for index in missing(effect.received, chunk_count(len(payload), effect.chunk_bytes)):
             data = split(payload, effect.chunk_bytes, index)
-            self._send(Chunk(effect.update_id, index, data))
+            if not self._send(Chunk(effect.update_id, index, data)):
+                break
 
     # -- models ------------------------------------------------------------------------------
 

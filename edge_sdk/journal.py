@@ -118,6 +118,10 @@ class Journal(Protocol):
         """A day's sum so far."""
         ...
 
+    def note_waits(self, reason: str) -> None:
+        """Remember why nothing is begun now, empty when something may be; for people."""
+        ...
+
     def spells(self) -> Spells:
         """When the gate was open, for forecasts."""
         ...
@@ -134,6 +138,7 @@ class MemoryJournal:
     enrolment: Enrolment | None = None
     boot: int = 0
     history: list[ForgetUpdate] = field(default_factory=list)
+    waits: str = ""
     _sealed: tuple[SealedUpdate, bytes] | None = None
     _held_version: int = 0
     _released_version: int = 0
@@ -196,6 +201,10 @@ class MemoryJournal:
     def spent(self, day: int) -> Spent:
         """A day's sum so far."""
         return self._spent.get(day, NOTHING)
+
+    def note_waits(self, reason: str) -> None:
+        """Remember why nothing is begun now."""
+        self.waits = reason
 
     def spells(self) -> Spells:
         """When the gate was open."""

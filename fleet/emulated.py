@@ -129,6 +129,7 @@ class EmulatedDevice(Generic[LinkT]):
         self._journal = journal
         self._shelf = shelf
         self.means: Callable[[], Means] = Means
+        self.may_send: Callable[[int, bool], bool] = lambda _bytes, _last_word: True
         self._check_in_s = check_in_s
         self._start_work = start_work
         self.boot()
@@ -149,6 +150,7 @@ class EmulatedDevice(Generic[LinkT]):
             observe=self._observe,
             device_class=self.profile.name,
             means=lambda: self.means(),  # noqa: PLW0108 - a fleet sets it later
+            may_send=lambda size, last_word: self.may_send(size, last_word),  # noqa: PLW0108 - as above
         )
 
     # -- link --------------------------------------------------------------------------------

@@ -3,34 +3,27 @@
 *Safety*: anything may fail at any time; afterwards everything heals, and the federation must come
 to its end with every promise kept. *Liveness*: a core of devices, the gateway and the broker are
 healthy, everything else breaks and stays broken; rounds must still end by their deadlines. Either
-is played with synchronous and with asynchronous rounds.
+is played with synchronous and with asynchronous rounds. A *week* is another world: `fleet.week`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, Literal
-
-from msgspec import Struct
+from typing import Final
 
 from coordinator.config import Federation, FederationConfig, Fleet, Rounds
-from fleet.checkers import (
-    FINAL_CHECKERS,
-    LIVENESS_CHECKERS,
-    Evidence,
-    ViolationError,
-    Witness,
-)
+from fleet.checkers import FINAL_CHECKERS, LIVENESS_CHECKERS, ViolationError, Witness
 from fleet.crypto import StubCrypto
 from fleet.deeds import unleash
 from fleet.faults import GATEWAY, Event, EventKind
-from fleet.network import Weather
 from fleet.record import FleetRun
 from fleet.toy import ToyTask
+from fleet.trial import ALL_MODES, MODES, Mode, Trial, heal, hold, trial_of
 from fleet.virtual import VirtualFleet
+from fleet.week import play_week
 from fleet.world import World
 
-Mode = Literal["safety", "liveness", "async_safety", "async_liveness"]
-MODES: Final[tuple[Mode, ...]] = ("safety", "liveness", "async_safety", "async_liveness")
+__all__ = ["ALL_MODES", "MODES", "Mode", "Trial", "budgets", "schedule", "shrink", "try_seed"]
+
 _LIVENESS: Final = ("liveness", "async_liveness")
 FAULTS_UNTIL_S: Final = 150.0
 CALM_S: Final = 4 * 3_600.0
@@ -165,26 +158,6 @@ def training_budgets(seed: int, devices: int) -> tuple[float, ...]:
 # -- one seed --------------------------------------------------------------------------------------
 
 
-class Trial(Struct, frozen=True):
-    """One world, from its seed to its end.
-
-    `effects` is how many writes and messages there were, the gateway's first. `violation` is None,
-    or the promise that was broken and how.
-    """
-
-    seed: int
-    mode: Mode
-    devices: int
-    rounds: int
-    events: tuple[Event, ...]
-    trace_digest: str
-    virtual_s: float
-    happened: int
-    effects: tuple[int, ...]
-    violation: str | None = None
-    promise: str | None = None
-
-
 def try_seed(
     seed: int,
     mode: Mode,
@@ -204,6 +177,8 @@ def try_seed(
         events: a schedule instead of the seed's own, to shrink one or to repeat a shrunk one.
         tell: told of every event before it happens.
     """
+    if mode == "week":
+        return play_week(seed, events=events, tell=tell)
     cohort = max(2, devices * 2 // 5)
     core = cohort + 1
     if events is None:
@@ -254,11 +229,11 @@ def try_seed(
         fleet.start()
         fleet.world.run(FAULTS_UNTIL_S + 200.0)
         if mode not in _LIVENESS:
-            _heal(fleet)
+            heal(fleet)
         fleet.world.run(fleet.world.now_s + CALM_S)
         finals = LIVENESS_CHECKERS if mode in _LIVENESS else FINAL_CHECKERS
         for _hour in range(NEXT_DAY_H if any(allowed) else 0):
-            if _hold(finals, evidence):
+            if hold(finals, evidence):
                 break
             fleet.world.run(fleet.world.now_s + 3_600.0)
         for checker in finals:
@@ -267,40 +242,7 @@ def try_seed(
         violation = error
     finally:
         fleet.close()
-    return Trial(
-        seed=seed,
-        mode=mode,
-        devices=devices,
-        rounds=rounds,
-        events=tuple(events),
-        trace_digest=fleet.world.trace_digest,
-        virtual_s=fleet.world.now_s,
-        happened=fleet.world.events,
-        effects=tuple(host.fuse.effects for host in (fleet.gateway, *fleet.hosts)),
-        violation=None if violation is None else str(violation),
-        promise=None if violation is None else violation.promise,
-    )
-
-
-def _hold(promises: Sequence[Callable[[Evidence], None]], evidence: Evidence) -> bool:
-    try:
-        for promise in promises:
-            promise(evidence)
-    except ViolationError:
-        return False
-    return True
-
-
-def _heal(fleet: VirtualFleet) -> None:
-    """Everything works again; clocks are right again."""
-    fleet.network.weather = Weather()
-    for host in (fleet.gateway, *fleet.hosts):
-        host.free_disk()
-        host.fuse.blows_at = None
-        if host.wall.stepped_s:
-            host.step_clock(-host.wall.stepped_s)
-    for device in fleet.hosts:
-        device.plug_in()
+    return trial_of(fleet, mode, events, violation)
 
 
 def shrink(trial: Trial) -> Trial:

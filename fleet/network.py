@@ -230,6 +230,11 @@ class VirtualLink:
         self._callbacks.on_down(reason)
         self._try_later()
 
+    def roam(self, delay_s: float) -> None:
+        """Another network, with another address and another way to the broker."""
+        self.broken("roamed")
+        self._delay_s = delay_s
+
     # -- the wire ----------------------------------------------------------------------------
 
     def _let_broker_know(self, connection: int) -> Callable[[], None]:
