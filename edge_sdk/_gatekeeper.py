@@ -18,6 +18,7 @@ from edge_sdk.journal import Journal
 from edge_sdk.ladder import Means, Room
 from edge_sdk.policy import GATE_EVERY_S, GATE_WORKING_S, Conditions, Policy, judge
 from edge_sdk.quiet import QuietHours
+from edge_sdk.reasons import Reason
 from edge_sdk.signals import NOTHING, GateClosed, GateOpened, Spent
 
 # The first time that a packet finds less than this of the day's bytes beside itself, the rest is
@@ -123,6 +124,12 @@ class Gatekeeper:
 
     # -- bytes -------------------------------------------------------------------------------
 
+    @property
+    def hangs_up(self) -> bool:
+        """Whether the day's bytes are spent, so that the link has to be down until it is over."""
+        gate = self.gate
+        return isinstance(gate, GateClosed) and gate.reason == Reason.BYTE_BUDGET_SPENT
+
     def may_send(self, packet_bytes: int, last_word: bool = False) -> bool:  # noqa: FBT001, FBT002 - a callback
         """Whether the day's bytes do for a packet and its answer; for the driver, on its thread.
 
@@ -163,7 +170,7 @@ class Gatekeeper:
                 was_open=isinstance(self.gate, GateOpened),
                 spent=spent,
                 quiet=self._quiet.look(at.local_s, at.now_s),
-                forecast_s=self._diary.forecast_s(at.unix_s),
+                forecast_s=0.0 if now.window_s is not None else self._diary.forecast_s(at.unix_s),
             )
         self._note_day(at.unix_s, is_open=isinstance(gate, GateOpened))
         if gate == self.gate:

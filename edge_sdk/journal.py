@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 JOURNAL_FILE: Final = "journal.sqlite"
 HISTORY_LINES_MAX: Final = 1_000
 DAYS_KEPT: Final = 64
+# Of the write-ahead log, which SQLite else lets grow to 4 MB before it is folded in; one transaction
+# more, a sealed payload, may stand in it.
+WAL_PAGES_MAX: Final = 64
+_PAGE_BYTES: Final = 4_096
 
 # A new file runs the same steps as an old one; the last step's number is the schema's version.
 _MIGRATIONS: Final = (
@@ -242,6 +246,8 @@ class SqliteJournal:
                 self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
+                self._db.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES_MAX}")
+                self._db.execute(f"PRAGMA journal_size_limit={WAL_PAGES_MAX * _PAGE_BYTES}")
             self._db.row_factory = sqlite3.Row
             try:
                 self._open_schema(read_only=read_only)

@@ -103,6 +103,8 @@ class DeviceHost(Host):
         self.seed = seed
         self.start_unix_s = start_unix_s
         self._lives_days = lives_days
+        # What flaps changes by itself; that alone wakes such a device often enough.
+        self._day_every_s = DAY_EVERY_S if flapping is None else 3.0 * DAY_EVERY_S
         self._curve = 1.0
         if lives_days:
             self._curve = conditions_at(profile, seed, start_unix_s).battery_fraction
@@ -180,8 +182,9 @@ class DeviceHost(Host):
         if self.starts > 1:
             self.device.boot()
         self._judge()
-        self.device.link.allowed = self._online
-        self.device.link.connect()
+        if not self.gatekeeper.hangs_up:
+            self.device.link.allowed = self._online
+            self.device.link.connect()
 
     def end_link(self, *, silent: bool) -> None:
         """The process is gone, its connection and whatever it was training with it."""
@@ -316,6 +319,12 @@ class DeviceHost(Host):
             self._plugged = True
             self.enter(lambda: self._judge_by(self.world.now_s + GATE_EVERY_S))
 
+    def retire(self) -> None:
+        """Its owner lifts every limit and leaves it on its charger for good."""
+        self.policy = Policy(cpu_load_max=1.0, check_in_s=self.policy.check_in_s)
+        self._lives_days, self._plugged, self._online, self.flapping = False, True, True, None
+        self.crash(down_s=1.0)
+
     def _look(self) -> Conditions:
         """Integrate the battery up to now, and see what the device is like."""
         now_s = self.world.now_s
@@ -335,19 +344,24 @@ class DeviceHost(Host):
         used, self._curve = max(self._curve - now.battery_fraction, 0.0), now.battery_fraction
         owner_j = used * 3_600.0 * self.profile.battery_wh * self.running
         self._integrate(charging=now.charging, owner_j=owner_j)
-        self._online, link = now.online, self.device.link
-        if now.online and not link.allowed and self.running:
-            link.allowed = True
-            link.connect()
-        elif not now.online:
-            link.allowed = False
-            link.broken("offline")
+        self._online = now.online
+        self._hang_up_or_not()
         return Conditions(
             battery_fraction=self.power.fraction,
             charging=now.charging,
             metered=now.metered,
             cpu_load=0.0 if now.idle or self.profile.on_mains else 1.0,
         )
+
+    def _hang_up_or_not(self) -> None:
+        """The link is for a device that can be reached and has bytes left."""
+        link = self.device.link
+        wanted = self._online and not self.gatekeeper.hangs_up
+        if wanted and not link.allowed and self.running:
+            link.allowed = True
+            link.connect()
+        elif not wanted:
+            link.hang_up()
 
     def _integrate(self, *, charging: bool, owner_j: float) -> None:
         radio_j = self.device.radio_j
@@ -421,6 +435,7 @@ class DeviceHost(Host):
         gate = self.gatekeeper.look(Moment(self.clock(), wall_s, wall_s % SECONDS_PER_DAY))
         if gate is not None:
             self.device.driver.on_gate(gate, self.clock())
+            self._hang_up_or_not()
         self._maybe_reboot()
         self._judge_by(self._judge_again_s())
 
@@ -451,7 +466,7 @@ class DeviceHost(Host):
         if self._work is not None and self._looks_while_it_works:
             return self._due_s
         now_s = self.world.now_s
-        at_s = now_s + DAY_EVERY_S if self._lives_days else math.inf
+        at_s = now_s + self._day_every_s if self._lives_days else math.inf
         if now_s < self.closed_until_s:
             at_s = min(at_s, self.closed_until_s)
         if self.policy.quiet_hours:

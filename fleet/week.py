@@ -41,12 +41,14 @@ ROUNDS: Final = 48
 EVERY_S: Final = 3.0 * 3_600.0
 DEADLINE_S: Final = 1_200.0
 START: Final = "2026-01-05T06:00:00Z"
-CALM_DAYS_MAX: Final = 6
+# Then every limit is lifted, and what is left of the rounds is played to the end.
+CALM_S_MAX: Final = 7 * DAY_S
 # What others may send to a device that has said its last word: a model that was on its way and
 # the answers to what it had said before.
 RECEIVED_OVER_MAX: Final = 2_048
-# Of the journal, in bytes: what a whole week may add to what it had after two days.
-JOURNAL_GROWTH_MAX: Final = 128 * 1024
+# Of a journal: its pages stay, its log is folded in when it has `WAL_PAGES_MAX`.
+JOURNAL_GROWTH_MAX: Final = 32 * 1024
+JOURNAL_BYTES_MAX: Final = 384 * 1024
 _SEEDS: Final = 5 * 10**12
 _MIX: Final = {
     "phone-mid": 0.3,
@@ -138,7 +140,7 @@ class Week:
     """What the promises of a week look at, beside the evidence.
 
     Attributes:
-        sizes: of each device's journal after the second day, in bytes.
+        sizes: of each device's database after the second day, in bytes, without its log.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
@@ -146,7 +148,9 @@ class Week:
     def no_budget_is_exceeded(self, evidence: Evidence) -> None:
         """No packet leaves and no work goes on beyond the day's bytes, joules or seconds."""
         for host in evidence.stirred:
-            book = evidence.day_books[host.device.name]
+            book = evidence.day_books.get(host.device.name)
+            if book is None:
+                continue
             book.note()
             what = book.over
             if book.sent_over > 0.0:
@@ -195,7 +199,7 @@ class Week:
     def note_sizes(self, files: Sequence[SqliteJournal], fleet: VirtualFleet) -> None:
         """After two days: what a journal should be like for good."""
         for host, file in zip(fleet.hosts, files, strict=True):
-            self.sizes[host.name] = size_of(file)
+            self.sizes[host.name] = file.path.stat().st_size
 
     def journals_are_bounded(self, files: Sequence[SqliteJournal], fleet: VirtualFleet) -> None:
         """What a journal holds does not grow with the days."""
@@ -204,7 +208,8 @@ class Week:
                 (len(file.history()), HISTORY_LINES_MAX),
                 (len(file.spent_by_day()), DAYS_KEPT),
                 (len(file.spells().spells), SPELLS_MAX),
-                (size_of(file) - self.sizes[host.name], JOURNAL_GROWTH_MAX),
+                (file.path.stat().st_size - self.sizes[host.name], JOURNAL_GROWTH_MAX),
+                (size_of(file), JOURNAL_BYTES_MAX),
             )
             if any(found > most for found, most in rows):
                 raise ViolationError("journals_are_bounded", f"{host.name}: {rows}")
@@ -291,11 +296,13 @@ def play_week(
             week.note_sizes(files, fleet)
             fleet.world.run(WEEK_S)
             week.journals_are_bounded(files, fleet)
+            for books in (evidence.day_books, evidence.books, evidence.work_books):
+                books.clear()
             heal(fleet)
-            for _day in range(CALM_DAYS_MAX):
-                fleet.world.run(fleet.world.now_s + DAY_S)
-                if hold(FINAL_CHECKERS, evidence):
-                    break
+            for host in fleet.hosts:
+                host.retire()
+            while fleet.world.now_s < WEEK_S + CALM_S_MAX and not hold(FINAL_CHECKERS, evidence):
+                fleet.world.run(fleet.world.now_s + EVERY_S)
             for checker in FINAL_CHECKERS:
                 checker(evidence)
         except ViolationError as error:
