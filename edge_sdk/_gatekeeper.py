@@ -16,10 +16,18 @@ from edge_sdk.energy import Energy
 from edge_sdk.forecast import Diary
 from edge_sdk.journal import Journal
 from edge_sdk.ladder import Means, Room
-from edge_sdk.policy import GATE_EVERY_S, GATE_WORKING_S, Conditions, Policy, judge
+from edge_sdk.policy import (
+    GATE_EVERY_S,
+    GATE_WORKING_S,
+    Conditions,
+    Policy,
+    judge,
+    resident_bytes,
+)
 from edge_sdk.quiet import QuietHours
 from edge_sdk.reasons import Reason
 from edge_sdk.signals import NOTHING, GateClosed, GateOpened, Spent
+from edge_sdk.work import blamed
 
 # The first time that a packet finds less than this of the day's bytes beside itself, the rest is
 # kept for answers to what was said before: an invitation, a bitmap, a receipt and a settlement.
@@ -46,8 +54,10 @@ class Gatekeeper:
         journal: where the day's sums, the diary and the reason to wait are kept.
         energy: what work and bytes cost, where the conditions do not say.
         traffic: (sent, received) MQTT bytes since the link was made.
+        memory: resident bytes of this process.
 
     Attributes:
+        trainer_hung: whether a trainer does not stop: nothing is begun beside it.
         gate: what the last look found.
         due_s: when to look again, by the monotonic clock.
     """
@@ -60,14 +70,18 @@ class Gatekeeper:
         journal: Journal,
         energy: Energy,
         traffic: Callable[[], tuple[int, int]],
+        memory: Callable[[], int] = resident_bytes,
     ) -> None:
         self.gate: GateOpened | GateClosed | None = None
         self.due_s = 0.0
+        self.trainer_hung = False
         self._policy = policy
         self._conditions = conditions
         self._journal = journal
         self._energy = energy
         self._traffic = traffic
+        self._memory = memory
+        self._memory_before: int | None = None
         self._meter = DayMeter(journal, policy)
         self._quiet = QuietHours(policy.quiet_hours)
         self._diary = Diary.load(journal.spells())
@@ -86,12 +100,14 @@ class Gatekeeper:
     def work_begins(self, now_s: float) -> None:
         """Something is trained or evaluated from now on; look soon."""
         self._working_since_s, self._this_work = now_s, NOTHING
+        if self._policy.training_memory_bytes_max:
+            self._memory_before = self._memory()
         self.due_s = min(self.due_s, now_s + self._look_again_s())
 
     def work_ends(self, now_s: float, *, trained: bool, finished: bool) -> None:
         """It is over; what it took is what the next one is expected to take, if it was finished."""
         self._note_work(now_s)
-        self._working_since_s = None
+        self._working_since_s = self._memory_before = None
         if finished and trained:
             self._last_training = self._this_work
         elif finished:
@@ -154,9 +170,9 @@ class Gatekeeper:
         gate: GateOpened | GateClosed
         try:
             now: Conditions | None = self._conditions()
-        except Exception as error:  # noqa: BLE001 - the app's own code
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the app's own code
             # The app's own source failed: nothing is known, so nothing is done.
-            _log.warning("conditions: %s", error)
+            _log.warning("conditions: %s", blamed(error)[1])
             now = None
         spent = self.spend(at)
         self.due_s = at.now_s + self._look_again_s()
@@ -172,12 +188,23 @@ class Gatekeeper:
                 quiet=self._quiet.look(at.local_s, at.now_s),
                 forecast_s=0.0 if now.window_s is not None else self._diary.forecast_s(at.unix_s),
             )
+        if isinstance(gate, GateOpened):
+            gate = self._mind_the_trainer() or gate
         self._note_day(at.unix_s, is_open=isinstance(gate, GateOpened))
         if gate == self.gate:
             return None
         self.note_waits(gate)
         self.gate = gate
         return gate
+
+    def _mind_the_trainer(self) -> GateClosed | None:
+        """What a trainer does that no condition shows."""
+        if self.trainer_hung:
+            return GateClosed("trainer_hung")
+        most = self._policy.training_memory_bytes_max
+        if self._memory_before is not None and self._memory() - self._memory_before > most:
+            return GateClosed("training_memory")
+        return None
 
     def note_waits(self, gate: GateOpened | GateClosed) -> None:
         """Write down for people why nothing is begun."""

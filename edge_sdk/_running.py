@@ -1,8 +1,8 @@
 """What exists while a device runs: its loop, and what the link's and the trainer's threads hand it.
 
 Three threads meet here. The link's only puts what it hears into a bounded queue. Training has one
-of its own, while there is something to train. The loop takes the queue, the timers and the gate in
-small turns and is the only one that touches the driver, the journal and the models.
+of its own (`_training`), while there is something to train. The loop takes the queue, the timers
+and the gate in small turns and is the only one that touches the driver, the journal and the models.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from edge_sdk._gatekeeper import Gatekeeper, Moment
-from edge_sdk._priority import lower_this_thread
+from edge_sdk._training import TrainingThread
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import Energy
 from edge_sdk.journal import SqliteJournal
@@ -51,15 +51,19 @@ class Running:
         policy: Policy,
         energy: Energy,
         observe: Callable[[Report], None],
+        left_over: threading.Thread | None = None,
     ) -> None:
         self._lock = lock
         self._journal = journal
         self._inbox: queue.Queue[Callable[[Running], None]] = queue.Queue(QUEUE_MAX)
         self._closing = threading.Event()
-        self._training: threading.Thread | None = None
+        self.training = TrainingThread(
+            lambda work, event: self._hand_over(lambda r: r.work_done(work, event)),
+            low_priority=policy.low_priority,
+            left_over=left_over,
+        )
         self._leave_at_s: float | None = None
         self._refused: list[Work] = []
-        self._policy = policy
         self.gatekeeper = Gatekeeper(
             policy=policy,
             conditions=conditions,
@@ -67,8 +71,9 @@ class Running:
             energy=energy,
             traffic=self._traffic,
         )
-        self._work: Work | None = None
+        self.gatekeeper.trainer_hung = self.training.hung
         self._down_said = ""
+        self._hung_up = False
         self.observe = observe
 
     # -- called by the link's thread: they only hand over ------------------------------------
@@ -94,7 +99,7 @@ class Running:
     def link_down(self, reason: str) -> None:
         """The link is down, or does not come up."""
         # Reconnecting says the same again and again: once is enough for people.
-        if reason != self._down_said:
+        if reason != self._down_said and not self._hung_up:
             self._down_said = reason
             self._hand_over(lambda r: r.observe(Report("broker_down", f"{reason}; trying again")))
         self._hand_over(lambda r: r.driver.on_link_down(time.monotonic()))
@@ -107,21 +112,12 @@ class Running:
 
     def start_work(self, work: Work) -> None:
         """Train or evaluate on a thread of its own."""
-        if self._training is not None and self._training.is_alive():
+        if self.training.busy:
             # A trainer that does not look at `stop`: never two at once on one trainer.
             self._refused.append(work)
             return
-        self._work = work
         self.gatekeeper.work_begins(time.monotonic())
-
-        def train() -> None:
-            if self._policy.low_priority:
-                lower_this_thread()
-            event = work.run()
-            self._hand_over(lambda r: r.work_done(work, event))
-
-        self._training = threading.Thread(target=train, name="potluck-training", daemon=True)
-        self._training.start()
+        self.training.start(work)
 
     def work_done(self, work: Work, event: WorkDone) -> None:
         """The thread has come to its end, told to stop or not."""
@@ -138,11 +134,13 @@ class Running:
     def leave(self) -> None:
         """Say that the owner takes the device out; again until the coordinator answers."""
         self._leave_at_s = time.monotonic() + LEAVE_EVERY_S
+        self._hang_up_or_not()
         self.driver.leave()
 
     def turn(self) -> None:
         """Do what is due, then wait for what comes."""
         now_s = time.monotonic()
+        self._mind_trainer(now_s)
         if now_s >= self.gatekeeper.due_s:
             self._judge()
         if self._leave_at_s is not None and now_s >= self._leave_at_s:
@@ -165,6 +163,25 @@ class Running:
         gate = self.gatekeeper.look(at)
         if gate is not None:
             self.driver.on_gate(gate, at.now_s)
+            self._hang_up_or_not()
+
+    def _hang_up_or_not(self) -> None:
+        """With the day's bytes spent nothing may come in either; unless its owner takes it out."""
+        hangs_up = self.gatekeeper.hangs_up and self._leave_at_s is None
+        if hangs_up != self._hung_up:
+            self._hung_up = hangs_up
+            (self.link.pause if hangs_up else self.link.resume)()
+
+    def _mind_trainer(self, now_s: float) -> None:
+        """Say it once when a trainer does not stop, and once when it has."""
+        work, news = self.training.work, self.training.look(now_s)
+        if news is None:
+            return
+        self.gatekeeper.trainer_hung = self.training.hung
+        self.gatekeeper.due_s = now_s
+        self.observe(Report(news, "" if work is None else f"round {work.order.round}"))
+        if self.training.hung and work is not None:
+            self.driver.trainer_hung(work.order.round)
 
     def _traffic(self) -> tuple[int, int]:
         traffic = self.link.traffic
@@ -183,11 +200,12 @@ class Running:
     def close(self) -> None:
         """Let go of everything, whatever has happened."""
         self._closing.set()
-        if self._work is not None:
-            self._work.stop()
-        self.link.stop()
-        self._journal.close()
-        self._lock.release()
+        self.training.stop()
+        try:
+            self.link.stop()
+        finally:
+            self._journal.close()
+            self._lock.release()
 
 
 def _moment() -> Moment:

@@ -17,12 +17,13 @@ from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import energy_of
 from edge_sdk.enrolment import CA_FILE, EnrolmentError, enrol, tls_files
 from edge_sdk.example_store import ExampleStore, ExampleStoreError
-from edge_sdk.journal import JOURNAL_FILE, Enrolment, SqliteJournal
+from edge_sdk.journal import JOURNAL_FILE, Enrolment, SqliteJournal, no_room, readable
 from edge_sdk.models import FileShelf
 from edge_sdk.policy import SECONDS_PER_DAY, Policy, Source, conditions_from, sense
 from edge_sdk.session import Phase
 from edge_sdk.signals import ForgetUpdate
 from edge_sdk.trainer import DeviceInfo, Model, Task, load_task, read_only
+from edge_sdk.work import blamed
 from wire import (
     Crypto,
     Ed25519,
@@ -35,6 +36,10 @@ from wire import (
 from wire.lock import LOCK_FILE, InstanceLock
 from wire.token import TokenFileError, read_tokens
 
+# How long `stop` waits for what it cannot hurry: a farewell, a connection that is being made.
+STOP_S_MAX: Final = 15.0
+# How long a device without room waits before it starts anew.
+NO_ROOM_S: Final = 5.0
 _MODELS: Final = "models"
 _log = logging.getLogger("potluck.device")
 
@@ -74,35 +79,40 @@ def read_status(state_dir: Path | str) -> DeviceStatus:
     """Read the journal of a device, running or not.
 
     Raises:
-        JournalError: no device has run there.
+        JournalError: no device has run there, or its journal cannot be read.
     """
     journal = SqliteJournal(Path(state_dir), read_only=True)
     try:
-        kept, history = journal.kept(), journal.history()
-        spent = journal.spent(int(time.time() // SECONDS_PER_DAY))
-        reasons: dict[str, int] = {}
-        for line in history:
-            if not line.counted:
-                reasons[line.reason] = reasons.get(line.reason, 0) + 1
-        return DeviceStatus(
-            device=None if kept.enrolment is None else kept.enrolment.device,
-            federation=None if kept.enrolment is None else kept.enrolment.federation,
-            revoked=journal.revoked,
-            boot=kept.boot,
-            model_version=kept.released_version,
-            held_version=kept.held_version,
-            last_round=kept.last_round,
-            sealed_round=None if kept.sealed is None else kept.sealed.round,
-            counted=sum(line.counted for line in history),
-            not_counted=reasons,
-            waits=journal.waits,
-            spent_bytes_today=spent.traffic_bytes,
-            spent_joules_today=round(spent.joules, 3),
-            spent_training_s_today=round(spent.training_s, 3),
-            history=tuple(history),
-        )
+        with readable(journal.path):
+            return _status_in(journal)
     finally:
         journal.close()
+
+
+def _status_in(journal: SqliteJournal) -> DeviceStatus:
+    kept, history = journal.kept(), journal.history()
+    spent = journal.spent(int(time.time() // SECONDS_PER_DAY))
+    reasons: dict[str, int] = {}
+    for line in history:
+        if not line.counted:
+            reasons[line.reason] = reasons.get(line.reason, 0) + 1
+    return DeviceStatus(
+        device=None if kept.enrolment is None else kept.enrolment.device,
+        federation=None if kept.enrolment is None else kept.enrolment.federation,
+        revoked=journal.revoked,
+        boot=kept.boot,
+        model_version=kept.released_version,
+        held_version=kept.held_version,
+        last_round=kept.last_round,
+        sealed_round=None if kept.sealed is None else kept.sealed.round,
+        counted=sum(line.counted for line in history),
+        not_counted=reasons,
+        waits=journal.waits,
+        spent_bytes_today=spent.traffic_bytes,
+        spent_joules_today=round(spent.joules, 3),
+        spent_training_s_today=round(spent.training_s, 3),
+        history=tuple(history),
+    )
 
 
 class Device:
@@ -222,7 +232,7 @@ class Device:
         """
         if self.running:
             raise DeviceError("the device is running already")
-        running = self._prepare()
+        running = self._begin()
         self._thread = threading.Thread(
             target=self._run, args=(running,), name="potluck-device", daemon=True
         )
@@ -234,16 +244,23 @@ class Device:
         Raises:
             DeviceError: not enrolled, running already, or its state can no longer be written.
         """
-        self._run(self._prepare())
+        self._run(self._begin())
         if self.error is not None:
             raise self.error
 
     def stop(self) -> None:
-        """End in good order: work that is not sealed is given up, what is sealed is kept."""
+        """End in good order: work that is not sealed is given up, what is sealed is kept.
+
+        Returns within seconds, also when a trainer does not: its thread is then left alone.
+        """
         # Nothing but this: it may be called from a signal handler in the middle of anything.
         self._stopping.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(STOP_S_MAX)
+            if self._thread.is_alive():
+                # Something of the app's own does not return to it; it ends with the process.
+                _log.warning("%s: the device has not stopped yet", self.state_dir)
+                return
             self._thread = None
 
     @property
@@ -314,14 +331,24 @@ class Device:
 
     def _stored_model(self) -> Model:
         manifest = self._task_manifest()
-        version = 0
-        with contextlib.suppress(PotluckError):
-            version = read_status(self.state_dir).model_version
         shelf = FileShelf(self.state_dir / _MODELS, manifest.schema)
+        version = 0
+        try:
+            version = read_status(self.state_dir).model_version
+        except PotluckError:
+            # Without a journal: of those that are kept, the app's is the oldest.
+            version = next((v for v in shelf.versions() if shelf.load(v)), 0)
         shared = shelf.load(version) if version else None
         tensors = manifest.complete(shared or {}, shelf.personal())
         path = shelf.path(version) if shared else None
         return Model(version if shared else 0, read_only(tensors), path, manifest.artefact)
+
+    def _begin(self) -> Running:
+        running = self._prepare()
+        self._stopping.clear()
+        self._revoked.clear()
+        self.error = None
+        return running
 
     def _prepare(self) -> Running:
         manifest = self._task_manifest()
@@ -331,11 +358,9 @@ class Device:
             undo.callback(lock.release)
             journal = SqliteJournal(self.state_dir)
             undo.callback(journal.close)
-            running = self._assemble(manifest, lock, journal)
+            with readable(journal.path):
+                running = self._assemble(manifest, lock, journal)
             undo.pop_all()
-        self._stopping.clear()
-        self._revoked.clear()
-        self.error = None
         self._current = running
         self._model = running.driver.released
         return running
@@ -354,6 +379,7 @@ class Device:
             policy=self.policy,
             energy=energy_of(self._device_class),
             observe=self._observe,
+            left_over=None if self._current is None else self._current.training.left_over,
         )
         running.driver = DeviceDriver(
             manifest=manifest,
@@ -384,6 +410,17 @@ class Device:
         return running
 
     def _run(self, running: Running) -> None:
+        current: Running | None = running
+        try:
+            while current is not None:
+                current = self._once(current)
+        except BaseException as error:  # noqa: BLE001 - the app goes on, whatever ended the device
+            # A journal that is gone, say: the device says why it does not go on.
+            self.error = DeviceError(f"{self.state_dir}: {blamed(error)[1]}")
+            self._observe(Report("device_stopped", blamed(error)[1]))
+
+    def _once(self, running: Running) -> Running | None:
+        """Run until it ends; what comes after it, if it was the disk that ended it."""
         try:
             running.link.start()
             while not self._stopping.is_set():
@@ -393,17 +430,33 @@ class Device:
                     self._revoked.set()
                     break
             running.farewell()
-        except Exception as error:  # noqa: BLE001 - the app goes on, whatever ended the device
-            # A full disk, a journal that is gone: the device says why it does not go on.
-            self.error = DeviceError(f"{self.state_dir}: {error}")
-            self._observe(Report("device_stopped", str(error)))
+        except Exception as error:
+            if not no_room(error):
+                raise
+            self._observe(Report("no_room", f"{error}; trying again"))
+        else:
+            return None
         finally:
             running.close()
+        return self._again()
+
+    def _again(self) -> Running | None:
+        """Start anew from what the disk holds, as after a crash, once it can be written."""
+        while not self._stopping.wait(NO_ROOM_S):
+            try:
+                running = self._prepare()
+            except Exception as error:
+                if not no_room(error.__cause__ or error):
+                    raise
+                continue
+            self._observe(Report("room_again"))
+            return running
+        return None
 
     def _observe(self, report: Report) -> None:
         _log.info("%s %s", report.what, report.detail)
         if self._on_report is not None:
             try:
                 self._on_report(report)
-            except Exception:  # noqa: BLE001 - the app's own code
+            except (Exception, SystemExit):  # noqa: BLE001 - the app's own code
                 _log.exception("on_report raised")

@@ -88,11 +88,10 @@ from wire.messages import (
 )
 from wire.topics import Address
 
-
 # Of MQTT 5 around topic and payload, both ways: header, lengths, packet id, and the PUBACK.
 _PACKET_BYTES: Final = 16
-# Nobody answers these.
-_LAST_WORDS: Final = (Declined, Failed, Leave)
+# Nobody answers these. The owner's `leave` is said whatever it costs.
+_LAST_WORDS: Final = (Declined, Failed)
 
 
 class DeviceDriver:
@@ -225,6 +224,10 @@ class DeviceDriver:
             self._observe(Report("fell_back", work.rung.name.lower()))
         self._step(event, now_s)
         self._trained = None
+
+    def trainer_hung(self, round_number: int) -> None:
+        """Tell the coordinator of work that was given up and goes on all the same."""
+        self._send(Failed(round=round_number, reason="trainer_hung"))
 
     def leave(self) -> None:
         """Tell the coordinator that the owner takes the device out."""
@@ -369,7 +372,8 @@ class DeviceDriver:
         size = len(frame) + len(topic) + _PACKET_BYTES
         if isinstance(message, FetchRequest):
             size += self._fetch_bytes
-        if not self._may_send(size, isinstance(message, _LAST_WORDS)):
+        last_word = isinstance(message, _LAST_WORDS)
+        if not (isinstance(message, Leave) or self._may_send(size, last_word)):
             return False
         self._publish_bytes(topic, frame)
         return True

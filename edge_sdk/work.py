@@ -75,8 +75,8 @@ class TrainingWork:
             # The trainer returned what the wire would refuse: the wire's own word for it.
             reason, detail = error.reason, str(error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code; the app goes on
-            reason, detail = _blamed(error)
-        return _failed(self.order.round, reason, detail)
+            reason, detail = blamed(error)
+        return TrainingFailed(self.order.round, reason, _short(detail))
 
     def _run(self) -> Trained | TrainingFailed:
         order = self.order
@@ -214,20 +214,25 @@ def _finite(about: Mapping[str, float]) -> dict[str, float]:
     return dict(list(finite.items())[: limits.METRICS_MAX])
 
 
-def _blamed(error: BaseException) -> tuple[str, str]:
-    """The reason and the detail that user code is reported with which raised this."""
-    reason, detail = "trainer_failed", f"{type(error).__name__}: {error}"
+def blamed(error: BaseException) -> tuple[str, str]:
+    """The reason and the detail that user code is reported with which raised this.
+
+    Whatever it says must pass the wire: text that UTF-8 can carry, and not much.
+    """
+    reason, detail = "trainer_failed", type(error).__name__
     if isinstance(error, TrainingStoppedError):
         reason, detail = "stopped", ""
     elif isinstance(error, MemoryError):
         reason, detail = "out_of_memory", ""
-    return reason, detail
+    else:
+        # User code, down to its words.
+        with contextlib.suppress(BaseException):
+            detail = f"{detail}: {error}"
+    return reason, _short(detail)
 
 
-def _failed(round_number: int, reason: str, detail: str) -> TrainingFailed:
-    """Whatever an exception says must pass the wire: text that UTF-8 can carry, and not much."""
-    said = detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
-    return TrainingFailed(round_number, reason, said)
+def _short(detail: str) -> str:
+    return detail[:_DETAIL_CHARS].encode("utf-8", "replace").decode()
 
 
 @dataclass(slots=True)
@@ -256,7 +261,7 @@ class EvaluationWork:
         try:
             return self._run()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code; the app goes on
-            return _failed(self.order.round, *_blamed(error))
+            return TrainingFailed(self.order.round, *blamed(error))
 
     def _run(self) -> Evaluated | TrainingFailed:
         order = self.order

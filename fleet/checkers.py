@@ -139,8 +139,8 @@ class Witness:
             self._read_ledger()
             for checker in LEDGER_CHECKERS:
                 checker(evidence)
-        for checker in (*EVENT_CHECKERS, *self._more):
-            checker(evidence)
+        for look in (*EVENT_CHECKERS, *self._more):
+            look(evidence)
         evidence.begun.clear()
 
     def _note_sent(self, device: str, data: bytes) -> None:

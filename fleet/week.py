@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from coordinator.config import Federation, FederationConfig, Fleet, Rounds
 from edge_sdk import Policy
@@ -57,6 +57,7 @@ _MIX: Final = {
     "pi-zero-2w": 0.15,
     "sensor-lte": 0.15,
 }
+_ROUNDS_MODE: Final[tuple[Literal["sync", "async"], ...]] = ("sync", "sync", "async")
 _STOPS_WITHIN_S: Final = 1.0
 _BATTERY_SLACK: Final = 0.002
 _YEAR_S: Final = 365.25 * DAY_S
@@ -182,9 +183,9 @@ class Week:
             as_sensed(host.profile, host.seed, host.start_unix_s + at_s)[0]
             for at_s in (before_s, before_s + 0.5, span.ended_s)
         ]
-        if not any(day.charging for day in days):
-            if span.fraction < policy.min_battery - _BATTERY_SLACK:
-                return f"battery at {span.fraction:.4f}"
+        low = span.fraction < policy.min_battery - _BATTERY_SLACK
+        if low and not any(day.charging for day in days):
+            return f"battery at {span.fraction:.4f}"
         if all(day.metered for day in days) and not policy.allow_metered:
             return "metered"
         if all(day.cpu_load > policy.cpu_load_max for day in days):
@@ -246,7 +247,7 @@ def play_week(
     config = FederationConfig(
         federation=Federation(name="week", task="fleet.toy:task"),
         rounds=Rounds(
-            mode=("sync", "async")[seed % 3 == 2],
+            mode=_ROUNDS_MODE[seed % len(_ROUNDS_MODE)],
             count=ROUNDS,
             cohort=2,
             quorum=0.5,

@@ -44,6 +44,7 @@ _UNSUPPORTED_VERSION = 132  # MQTT 5 reason code, which paho also gives for 3.1.
 _PUBACK_BYTES = 4
 _HANG_UPS_MAX = 2
 _LABEL_CHARS_MAX = 63
+_READ_BYTES_MAX = 65_536
 
 
 class BrokerAddressError(PotluckError):
@@ -170,13 +171,14 @@ class MqttLink:
     # -- making the client -------------------------------------------------------------------
 
     def _make_client(self) -> Client:
-        client = Client(
+        client = _GuardedClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=self._protocol,
             clean_session=None if self._mqtt5 else True,
             reconnect_on_failure=True,
         )
+        client.packet_bytes_max = max(self._packet_bytes_max, limits.PACKET_BYTES_MAX_DEFAULT)
         client.max_inflight_messages_set(limits.CHUNKS_IN_FLIGHT_MAX)
         client.reconnect_delay_set(RECONNECT_S_MIN, RECONNECT_S_MAX)
         client.on_connect = self._connected
@@ -233,6 +235,16 @@ class MqttLink:
         if self._threaded:
             self._client.loop_stop()
         self.up = False
+
+    def pause(self) -> None:
+        """Hang up, without waiting for the thread, until `resume`."""
+        self._client.disconnect()
+
+    def resume(self) -> None:
+        """Connect again."""
+        if self._threaded and not self._stopped:
+            self._client.loop_stop()  # its thread has long ended
+            self.start()
 
     def connect(self) -> None:
         """Connect without a thread; whoever calls runs `read`, `write` and `misc`.
@@ -433,6 +445,29 @@ class MqttLink:
         self.traffic.received_packets += 1
         self.traffic.sent_bytes += _PUBACK_BYTES
         self._on_message_cb(message.topic, bytes(message.payload))
+
+
+class _GuardedClient(Client):
+    """paho's client, for a broker that says anything at all.
+
+    A packet larger than the link asked for is not read: paho itself would take a quarter of a
+    gigabyte into memory. One that paho cannot make sense of ends the connection: paho itself would
+    end its thread. Either way the link goes on as after any other loss.
+    """
+
+    packet_bytes_max = limits.PACKET_BYTES_MAX_DEFAULT
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        # The length is on the wire for everything after it; the topic and header are within.
+        if self._in_packet["remaining_length"] > self.packet_bytes_max:
+            raise ConnectionAbortedError("a packet is larger than this link takes")
+        return super()._sock_recv(min(bufsize, _READ_BYTES_MAX))
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        try:
+            return super()._packet_handle()
+        except Exception:  # noqa: BLE001 - whatever paho raises on bytes that are no MQTT
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
 
 
 def _is_acknowledged(info: MQTTMessageInfo) -> bool:
