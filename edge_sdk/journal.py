@@ -33,6 +33,8 @@ DAYS_KEPT: Final = 64
 # transaction more, a sealed payload, may stand in it.
 WAL_PAGES_MAX: Final = 64
 _PAGE_BYTES: Final = 4_096
+# How long another process may hold the file before that is an error, in seconds.
+LOCKED_S: Final = 5.0
 
 # A new file runs the same steps as an old one; the last step's number is the schema's version.
 _MIGRATIONS: Final = (
@@ -273,7 +275,9 @@ class SqliteJournal:
                 state_dir.mkdir(parents=True, exist_ok=True)
                 # Made before SQLite opens it, so that the key inside is its owner's alone.
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-                self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+                self._db = sqlite3.connect(
+                    self.path, isolation_level=None, check_same_thread=False, timeout=LOCKED_S
+                )
             self._db.row_factory = sqlite3.Row
             try:
                 if not read_only:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_sdk import _gatekeeper
+from edge_sdk import Conditions, Policy, _gatekeeper, journal
 from edge_sdk._gatekeeper import Gatekeeper
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import GATE_EVERY_S

@@ -23,15 +23,17 @@ class Federated:
         *,
         cohort: int = 1,
         deadline_s: float = 30.0,
-        expires_s: float = 0.0,
+        made_before_s: float = 0.0,
+        rounds: int = 2,
     ) -> None:
         self.directory = directory
         self.broker = broker
         self.reports: list[Report] = []
         self._stop = threading.Event()
+        self._made_before_s = made_before_s
         self._config = FederationConfig(
             federation=Federation(name="toy"),
-            rounds=Rounds(count=2, cohort=cohort, quorum=1.0, deadline_s=deadline_s),
+            rounds=Rounds(count=rounds, cohort=cohort, quorum=1.0, deadline_s=deadline_s),
         )
         init_state(directory / "coordinator", SystemSecrets())
         self._ready = threading.Event()
@@ -54,7 +56,7 @@ class Federated:
             count=4,
             broker=self.broker.url,
             secrets=SystemSecrets(),
-            now_s=time.time() - expires_s,
+            now_s=time.time() - self._made_before_s,
         )
         write_tokens(self.directory / "tokens", tokens)
         self._ready.set()
