@@ -5,11 +5,14 @@ What an owner is promised of `bytes_per_day_max`, `joules_per_day_max` and `trai
 1. A day is a UTC day by the device's own clock. Each has its own sums, and keeps them: a clock that
    is set to another day starts that day's sums, and set back it finds the first ones again. What
    has passed within `GATE_EVERY_S` before the day changes may count as either's.
-2. Every `GATE_EVERY_S`, and every `GATE_WORKING_S` while it works, the sums are compared with the
-   budgets. From the first time that one is reached, the device begins nothing until the day is
-   over, and work under way stops at its next batch boundary. With the bytes spent it fetches no
-   model either. What is sealed is delivered all the same.
-3. A reboot forgets nothing of that but what passed in the last `GATE_EVERY_S`, and what had not
+2. No packet is sent that would pass the day's bytes (`Gatekeeper.may_send`); the first that finds
+   no room ends the day for the link, and what is sealed waits for the next. What was on its way to
+   the device by then may still come.
+3. Every `GATE_EVERY_S`, every `GATE_WORKING_S` while it works, and when its seconds or joules will be
+   used up, the sums are compared with the budgets. From the first time that one is reached, the
+   device begins nothing until the day is over, and work under way stops at its next batch boundary.
+   With seconds or joules spent, what is sealed is delivered all the same.
+4. A reboot forgets nothing of that but what passed in the last `GATE_EVERY_S`, and what had not
    been worth a write: less than a `FORGOTTEN_PART`th of each budget.
 """
 
