@@ -174,13 +174,17 @@ class Running:
 
     def _mind_trainer(self, now_s: float) -> None:
         """Say it once when a trainer does not stop, and once when it has."""
-        work, news = self.training.work, self.training.look(now_s)
-        if news is None:
+        work = self.training.work
+        if not self.training.look(now_s):
             return
         self.gatekeeper.trainer_hung = self.training.hung
         self.gatekeeper.due_s = now_s
-        self.observe(Report(news, "" if work is None else f"round {work.order.round}"))
-        if self.training.hung and work is not None:
+        about = "" if work is None else f"round {work.order.round}"
+        if not self.training.hung:
+            self.observe(Report("trainer_back", about))
+            return
+        self.observe(Report("trainer_hung", about))
+        if work is not None:
             self.driver.trainer_hung(work.order.round)
 
     def _traffic(self) -> tuple[int, int]:

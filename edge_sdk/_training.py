@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Final
 
 from edge_sdk._priority import lower_this_thread
-from edge_sdk.reasons import Reason
 from edge_sdk.signals import TrainingFailed
 from edge_sdk.work import Work, WorkDone, blamed
 
@@ -78,18 +77,13 @@ class TrainingThread:
         if self.work is not None:
             self.work.stop()
 
-    def look(self, now_s: float) -> str | None:
-        """What has become of a thread that was told to stop: a word for a report, if it is news."""
+    def look(self, now_s: float) -> bool:
+        """See what has become of a thread that was told to stop; whether `hung` is another now."""
+        was_hung = self.hung
         if self.hung:
-            if self.busy:
-                return None
-            self.hung = False
-            return "trainer_back"
-        if self.work is None or not self.work.stopped or not self.busy:
-            return None
-        if self._told_at_s is None:
-            self._told_at_s = now_s
-        if now_s - self._told_at_s < HUNG_S:
-            return None
-        self.hung = True
-        return Reason.TRAINER_HUNG.value
+            self.hung = self.busy
+        elif self.work is not None and self.work.stopped and self.busy:
+            if self._told_at_s is None:
+                self._told_at_s = now_s
+            self.hung = now_s - self._told_at_s >= HUNG_S
+        return self.hung != was_hung

@@ -8,8 +8,8 @@ What an owner is promised of `bytes_per_day_max`, `joules_per_day_max` and `trai
 2. No packet is sent that would pass the day's bytes (`Gatekeeper.may_send`); the first that finds
    no room ends the day for the link, and what is sealed waits for the next. What was on its way to
    the device by then may still come.
-3. Every `GATE_EVERY_S`, every `GATE_WORKING_S` while it works, and when its seconds or joules will be
-   used up, the sums are compared with the budgets. From the first time that one is reached, the
+3. Every `GATE_EVERY_S`, every `GATE_WORKING_S` while it works, and when its seconds or joules will
+   be used up, the sums are compared with the budgets. From the first time that one is reached, the
    device begins nothing until the day is over, and work under way stops at its next batch boundary.
    With seconds or joules spent, what is sealed is delivered all the same.
 4. A reboot forgets nothing of that but what passed in the last `GATE_EVERY_S`, and what had not

@@ -152,20 +152,21 @@ def test_a_jump_opens_no_budget_twice_and_a_jump_back_finds_it_spent(jump_s: flo
         energy=Energy(),
         traffic=lambda: (passed[0], 0),
     )
-    keeper.look(Moment(0.0, MONDAY_S, 0.0))
-    assert isinstance(keeper.gate, GateOpened)
+
+    def look(second: float, jumped_s: float = 0.0) -> str:
+        keeper.look(Moment(second, MONDAY_S + second + jumped_s, second))
+        gate = keeper.gate
+        return gate.reason if isinstance(gate, GateClosed) else "open"
+
+    assert look(0.0) == "open"
     passed[0] = 10_000
-    keeper.look(Moment(5.0, MONDAY_S + 5.0, 5.0))
-    assert keeper.gate == GateClosed("byte_budget_spent")
-    keeper.look(Moment(10.0, MONDAY_S + 10.0 + jump_s, 10.0))
-    assert isinstance(keeper.gate, GateOpened)
+    assert look(5.0) == "byte_budget_spent"
+    assert look(10.0, jump_s) == "open"
     assert not keeper.hangs_up
     passed[0] += 10_000
-    for second in (15.0, 20.0):
-        keeper.look(Moment(second, MONDAY_S + second + jump_s, second))
-        assert keeper.gate == GateClosed("byte_budget_spent")
-    keeper.look(Moment(25.0, MONDAY_S + 25.0, 25.0))
-    assert keeper.gate == GateClosed("byte_budget_spent")
+    assert look(15.0, jump_s) == "byte_budget_spent"
+    assert look(20.0, jump_s) == "byte_budget_spent"
+    assert look(25.0) == "byte_budget_spent"
     assert keeper.hangs_up
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -209,7 +210,7 @@ def test_no_bytes_of_a_broker_end_the_links_thread(parts: list[bytes], welcome: 
         on_up=lambda _bytes: None,
         on_down=lambda _reason: None,
     )
-    paho = link._client
+    paho: Any = link._client
     paho._sock = client
     client.settimeout(0.0)
     server.sendall((CONNACK + SUBACK if welcome else b"") + b"".join(parts))
@@ -234,11 +235,12 @@ def test_a_packet_larger_than_the_link_takes_is_not_read() -> None:
         on_down=downs.append,
         packet_bytes_max=1_000,
     )
-    link._client._sock = client
+    paho: Any = link._client
+    paho._sock = client
     client.settimeout(0.0)
     server.sendall(bytes([0x30, 0xFF, 0xFF, 0x7F]) + bytes(10_000))
     for _ in range(5):
         link.read()
-    assert len(link._client._in_packet["packet"]) == 0
-    assert link._client._sock is None
+    assert len(paho._in_packet["packet"]) == 0
+    assert paho._sock is None
     server.close()
