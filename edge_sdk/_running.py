@@ -1,9 +1,10 @@
 """What exists while a device runs: its loop, and what the link's and the trainer's threads hand it.
 
 Three threads meet here. The link's only puts what it hears into a bounded queue. Training has one
-of its own, while there is something to train. The loop takes the queue, the timers and the gate in
-small turns and is the only one that touches the driver, the journal and the models. Between them it
-sleeps until the next is due: a device that has nothing to do costs its owner next to nothing.
+of its own (`_training`), while there is something to train. The loop takes the queue, the timers
+and the gate in small turns and is the only one that touches the driver, the journal and the models.
+Between them it sleeps until the next is due: a device that has nothing to do costs its owner next
+to nothing.
 """
 
 import contextlib
@@ -14,10 +15,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from edge_sdk._gatekeeper import Gatekeeper, Moment
-from edge_sdk._priority import lower_this_thread
+from edge_sdk._training import Job, Outcome, TrainingThread
 from edge_sdk.consent import LEAVE_EVERY_S, Heard
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import Energy
@@ -27,7 +28,7 @@ from edge_sdk.policy import Conditions, Policy
 from edge_sdk.release_check import CheckWork
 from edge_sdk.session import Phase
 from edge_sdk.signals import GateClosed, GateOpened, Spent, TrainingFailed
-from edge_sdk.work import TrainingWork, Work, WorkDone, could_not_begin
+from edge_sdk.work import TrainingWork, Work, WorkDone, gave_up, round_of
 from wire import Report
 from wire.lock import InstanceLock
 
@@ -85,12 +86,17 @@ class Running:
         policy: Policy,
         energy: Energy,
         observe: Callable[[Report], None],
+        left_over: threading.Thread | None = None,
     ) -> None:
         self._lock = lock
         self._journal = journal
         self._inbox = _Inbox(QUEUE_MAX)
         self._closing = threading.Event()
-        self._training: threading.Thread | None = None
+        self.training = TrainingThread(
+            lambda job, outcome: self._hand_over(lambda r: r.ended(job, outcome)),
+            low_priority=policy.low_priority,
+            left_over=left_over,
+        )
         self._heard = Heard(journal)
         self._hung_up = threading.Event()
         self._leave_at_s: float | None = None
@@ -100,7 +106,6 @@ class Running:
         self.tunings: deque[FineTuneWork] = deque()
         self._tuning: FineTuneWork | None = None
         self._behind: Work | None = None
-        self._policy = policy
         self.gatekeeper = Gatekeeper(
             policy=policy,
             conditions=conditions,
@@ -108,10 +113,11 @@ class Running:
             energy=energy,
             traffic=self._traffic,
         )
-        self._work: Work | None = None
+        self.gatekeeper.trainer_hung = self.training.hung
         self._down_said = ""
         self._waits_said: str | None = None
         self._connected = False
+        self._begun = False
         self.observe = observe
 
     # -- called by the link's thread: they only hand over ------------------------------------
@@ -170,21 +176,12 @@ class Running:
         if self._tuning is not None:
             self._behind = work
             return
-        if self._training is not None and self._training.is_alive():
+        if self.training.busy:
             # A trainer that does not look at `stop`: never two at once on one trainer.
             self._refused.append(work)
             return
-        self._work = work
         self.gatekeeper.work_begins(time.monotonic())
-
-        def train() -> None:
-            if self._policy.low_priority:
-                lower_this_thread()
-            event = work.run()
-            self._hand_over(lambda r: r.work_done(work, event))
-
-        self._training = threading.Thread(target=train, name="potluck-training", daemon=True)
-        self._training.start()
+        self.training.start(work)
 
     def fine_tune(self, work: FineTuneWork) -> None:
         """From any thread: train the personal part when nothing else is trained."""
@@ -192,23 +189,14 @@ class Running:
 
     def _tune(self) -> None:
         """Begin to fine-tune, if somebody asked for it and the thread is free."""
-        busy = self._training is not None and self._training.is_alive()
-        if not self.tunings or busy:
+        if not self.tunings or self.training.busy:
             return
         work = self._tuning = self.tunings.popleft()
         if not work.anyway and isinstance(self.gatekeeper.allowed, GateClosed):
             self._tuned(work, FineTuningError(self.gatekeeper.allowed.reason))
             return
         self.gatekeeper.work_begins(time.monotonic())
-
-        def train() -> None:
-            if self._policy.low_priority:
-                lower_this_thread()
-            result = work.run()
-            self._hand_over(lambda r: r._tuned(work, result))  # noqa: SLF001 - its own
-
-        self._training = threading.Thread(target=train, name="potluck-training", daemon=True)
-        self._training.start()
+        self.training.start(work)
 
     def _tuned(self, work: FineTuneWork, result: FineTuned | FineTuningError) -> None:
         """It is over: keep what it made, and begin what waited behind it."""
@@ -220,12 +208,18 @@ class Running:
         work.end(blame_gate(result, work, self.gatekeeper.allowed))
         behind, self._behind = self._behind, None
         if behind is not None and not behind.stopped:
-            if self._training is not None:
-                self._training.join(_WAIT_S_MAX)  # it has nothing left to do
+            self.training.join(_WAIT_S_MAX)  # it has nothing left to do
             self.start_work(behind)
 
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """The training thread has come to its end, told to stop or not."""
+        if isinstance(job, FineTuneWork):
+            self._tuned(job, cast("FineTuned | FineTuningError", outcome))
+        else:
+            self.work_done(job, cast("WorkDone", outcome))
+
     def work_done(self, work: Work, event: WorkDone) -> None:
-        """The thread has come to its end, told to stop or not."""
+        """A piece of the session's work is over."""
         now_s = time.monotonic()
         # A check costs what it costs, and says nothing of what an evaluation does.
         finished = not isinstance(event, TrainingFailed) and not isinstance(work, CheckWork)
@@ -242,7 +236,9 @@ class Running:
         self._hand_over(Running.leave)
 
     def begin(self) -> None:
-        """Connect, unless the owner has opted out."""
+        """Connect, unless the owner has opted out or the day's bytes are spent."""
+        self._judge()
+        self._begun = True
         self._heed()
 
     @property
@@ -266,16 +262,24 @@ class Running:
         if out and not was_out:
             self._judge()
             self.observe(Report("opted_out"))
-        if out and not self._heard.leaving:
-            self._hang_up()
-        else:
-            self._connect()
+        self._mind_link()
         if was_out and not out:
             self._judge()
             self.observe(Report("opted_in"))
         if self._heard.leaving and self._leave_until_s == math.inf:
             self._leave_until_s = time.monotonic() + LEAVE_S
             self.leave()
+
+    def _mind_link(self) -> None:
+        """Nothing comes or goes once the owner is out, or the day's bytes are spent.
+
+        Unless the owner takes the device out: that is said whatever it costs.
+        """
+        leaves = self._heard.leaving or self._leave_at_s is not None
+        if (self._heard.opted_out or self.gatekeeper.hangs_up) and not leaves:
+            self._hang_up()
+        else:
+            self._connect()
 
     def _connect(self) -> None:
         if not self._connected:
@@ -300,20 +304,21 @@ class Running:
     def leave(self) -> None:
         """Say that the owner takes the device out; again until the coordinator answers."""
         self._leave_at_s = time.monotonic() + LEAVE_EVERY_S
-        self._connect()
+        self._mind_link()
         self.driver.leave()
 
     def turn(self) -> None:
         """Do what is due, then wait for what comes."""
         self.look_for_owner()
         now_s = time.monotonic()
+        self._mind_trainer(now_s)
         if now_s >= self.gatekeeper.due_s:
             self._judge()
         if self._leave_at_s is not None and now_s >= self._leave_at_s:
             self.leave()
         while self._refused:
             work = self._refused.pop()
-            self.driver.work_done(work, could_not_begin(work, "still_stopping"), now_s)
+            self.driver.work_done(work, gave_up(work, "still_stopping"), now_s)
         self._tune()
         self.driver.wake(now_s)
         self._room_said = False
@@ -344,6 +349,24 @@ class Running:
         if gate is not None:
             self._say_gate(gate)
             self.driver.on_gate(gate, at.now_s)
+            if self._begun:
+                self._mind_link()
+
+    def _mind_trainer(self, now_s: float) -> None:
+        """Say it once when a trainer does not stop, and once when it has."""
+        work = self.training.work
+        if not self.training.look(now_s):
+            return
+        self.gatekeeper.trainer_hung = self.training.hung
+        self.gatekeeper.due_s = now_s
+        number = 0 if work is None or isinstance(work, FineTuneWork) else round_of(work)
+        about = f"round {number}" if number else ""
+        if not self.training.hung:
+            self.observe(Report("trainer_back", about))
+            return
+        self.observe(Report("trainer_hung", about))
+        if number:
+            self.driver.trainer_hung(number)
 
     def _say_gate(self, gate: GateOpened | GateClosed) -> None:
         """Tell people why nothing is begun, once for each reason, and when something may be."""
@@ -378,14 +401,15 @@ class Running:
     def close(self) -> None:
         """Let go of everything, whatever has happened."""
         self._closing.set()
-        if self._work is not None:
-            self._work.stop()
+        self.training.stop()
         for tuning in (*self.tunings, *(() if self._tuning is None else (self._tuning,))):
             tuning.stop()
             tuning.end(FineTuningError("stopped"))
-        self.link.stop()
-        self._journal.close()
-        self._lock.release()
+        try:
+            self.link.stop()
+        finally:
+            self._journal.close()
+            self._lock.release()
 
 
 def moment() -> Moment:

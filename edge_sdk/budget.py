@@ -5,11 +5,14 @@ What an owner is promised of `bytes_per_day_max`, `joules_per_day_max` and `trai
 1. A day is a UTC day by the device's own clock. Each has its own sums, and keeps them: a clock that
    is set to another day starts that day's sums, and set back it finds the first ones again. What
    has passed within `GATE_EVERY_S` before the day changes may count as either's.
-2. Every `GATE_EVERY_S`, and every `GATE_WORKING_S` while it works, the sums are compared with the
-   budgets. From the first time that one is reached, the device begins nothing until the day is
-   over, and work under way stops at its next batch boundary. With the bytes spent it fetches no
-   model either. What is sealed is delivered all the same.
-3. A reboot forgets nothing of that but what passed in the last `GATE_EVERY_S`, and what had not
+2. No packet is sent that would pass the day's bytes (`Gatekeeper.may_send`); the first that finds
+   no room ends the day for the link, and what is sealed waits for the next. What was on its way to
+   the device by then may still come.
+3. Every `GATE_EVERY_S`, every `GATE_WORKING_S` while it works, and when its seconds or joules will
+   be used up, the sums are compared with the budgets. From the first time that one is reached, the
+   device begins nothing until the day is over, and work under way stops at its next batch boundary.
+   With seconds or joules spent, what is sealed is delivered all the same.
+4. A reboot forgets nothing of that but what passed in the last `GATE_EVERY_S`, and what had not
    been worth a write: less than a `FORGOTTEN_PART`th of each budget.
 """
 
@@ -30,12 +33,15 @@ class DayMeter:
     Args:
         journal: where the sums are kept.
         policy: whose budgets say what is worth a write.
+
+    Attributes:
+        day: whose sums were asked for last, in days since 1970.
     """
 
     def __init__(self, journal: Journal, policy: Policy) -> None:
         self._journal = journal
         self._budgets = policy.budgets
-        self._day: int | None = None
+        self.day: int | None = None
         self._seen = NOTHING
         self._written = NOTHING
         self._write_at_s = 0.0
@@ -52,11 +58,11 @@ class DayMeter:
             at_once: write down whatever is new.
         """
         day = int(unix_s // SECONDS_PER_DAY)
-        if self._day not in (None, day) and self._seen != self._written:
+        if self.day not in (None, day) and self._seen != self._written:
             # Another day begins: what is not yet written was the last one's.
-            self._journal.spend(self._day or 0, self._seen.since(self._written))
+            self._journal.spend(self.day or 0, self._seen.since(self._written))
             self._written = self._seen
-        self._day, self._seen = day, total
+        self.day, self._seen = day, total
         new = total.since(self._written)
         if new == NOTHING:
             return self._journal.spent(day)

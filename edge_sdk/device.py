@@ -24,7 +24,7 @@ from edge_sdk.fine_tuning import (
     FineTuningError,
     check_has_personal,
 )
-from edge_sdk.journal import Enrolment, SqliteJournal
+from edge_sdk.journal import Enrolment, SqliteJournal, no_room, readable
 from edge_sdk.models import FileShelf
 from edge_sdk.parts import PartFiles
 from edge_sdk.policy import Policy, Source, conditions_from, sense
@@ -32,6 +32,7 @@ from edge_sdk.release_check import ReleaseCheck
 from edge_sdk.session import Phase
 from edge_sdk.status import DeviceStatus, read_status
 from edge_sdk.trainer import DeviceInfo, Model, Stop, Task, load_task, read_only
+from edge_sdk.user_code import blamed
 from wire import (
     Crypto,
     Ed25519,
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
 
 # While an app waits for its fine-tuning, it looks whether the device still runs.
 _LOOK_EVERY_S: Final = 0.5
+# How long `stop` waits for what it cannot hurry: a farewell, a connection that is being made.
+STOP_S_MAX: Final = 15.0
+# How long a device without room waits before it starts anew.
+NO_ROOM_S: Final = 5.0
 _log = logging.getLogger("potluck.device")
 
 
@@ -178,7 +183,7 @@ class Device:
         """
         if self.running:
             raise DeviceError("the device is running already")
-        running = self._prepare()
+        running = self._begin()
         self._thread = threading.Thread(
             target=self._run, args=(running,), name="potluck-device", daemon=True
         )
@@ -190,18 +195,25 @@ class Device:
         Raises:
             DeviceError: not enrolled, running already, or its state can no longer be written.
         """
-        self._run(self._prepare())
+        self._run(self._begin())
         if self.error is not None:
             raise self.error
 
     def stop(self) -> None:
-        """End in good order: work that is not sealed is given up, what is sealed is kept."""
+        """End in good order: work that is not sealed is given up, what is sealed is kept.
+
+        Returns within seconds, also when a trainer does not: its thread is then left alone.
+        """
         # Nothing but these: it may be called from a signal handler in the middle of anything.
         self._stopping.set()
         if self._current is not None:
             self._current.wake()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(STOP_S_MAX)
+            if self._thread.is_alive():
+                # Something of the app's own does not return to it; it ends with the process.
+                _log.warning("%s: the device has not stopped yet", self.state_dir)
+                return
             self._thread = None
 
     @property
@@ -352,14 +364,24 @@ class Device:
 
     def _stored_model(self) -> Model:
         manifest = self._task_manifest()
-        version = 0
-        with contextlib.suppress(PotluckError):
-            version = read_status(self.state_dir).model_version
         shelf = FileShelf(self.state_dir / MODELS_DIR, manifest.schema)
+        version = 0
+        try:
+            version = read_status(self.state_dir).model_version
+        except PotluckError:
+            # Without a journal: of those that are kept, the app's is the oldest.
+            version = next((v for v in shelf.versions() if shelf.load(v)), 0)
         shared = shelf.load(version) if version else None
         tensors = manifest.complete(shared or {}, shelf.personal())
         path = shelf.path(version) if shared else None
         return Model(version if shared else 0, read_only(tensors), path, manifest.artefact)
+
+    def _begin(self) -> Running:
+        running = self._prepare()
+        self._stopping.clear()
+        self._revoked.clear()
+        self.error = None
+        return running
 
     def _prepare(self) -> Running:
         manifest = self._task_manifest()
@@ -369,11 +391,9 @@ class Device:
             undo.callback(lock.release)
             journal = SqliteJournal(self.state_dir)
             undo.callback(journal.close)
-            running = self._assemble(manifest, lock, journal)
+            with readable(journal.path):
+                running = self._assemble(manifest, lock, journal)
             undo.pop_all()
-        self._stopping.clear()
-        self._revoked.clear()
-        self.error = None
         self._current = running
         with self._model_lock:
             self._model = running.driver.released
@@ -393,6 +413,7 @@ class Device:
             policy=self.policy,
             energy=energy_of(self._device_class),
             observe=self._observe,
+            left_over=None if self._current is None else self._current.training.left_over,
         )
         running.driver = DeviceDriver(
             manifest=manifest,
@@ -409,6 +430,7 @@ class Device:
             means=running.gatekeeper.means,
             parts=PartFiles(self.state_dir / MODELS_DIR),
             room=running.room,
+            may_send=running.gatekeeper.may_send,
             check_release=self._check_release,
             check_at_once=self.policy.check_releases_at_once,
         )
@@ -427,6 +449,17 @@ class Device:
         return running
 
     def _run(self, running: Running) -> None:
+        current: Running | None = running
+        try:
+            while current is not None:
+                current = self._once(current)
+        except BaseException as error:  # noqa: BLE001 - the app goes on, whatever ended the device
+            # A journal that is gone, say: the device says why it does not go on.
+            self.error = DeviceError(f"{self.state_dir}: {blamed(error)[1]}")
+            self._observe(Report("device_stopped", blamed(error)[1]))
+
+    def _once(self, running: Running) -> Running | None:
+        """Run until it ends; what comes after it, if it was the disk that ended it."""
         try:
             running.begin()
             while not self._stopping.is_set():
@@ -438,17 +471,33 @@ class Device:
                 if running.has_left:
                     break
             running.farewell()
-        except Exception as error:  # noqa: BLE001 - the app goes on, whatever ended the device
-            # A full disk, a journal that is gone: the device says why it does not go on.
-            self.error = DeviceError(f"{self.state_dir}: {error}")
-            self._observe(Report("device_stopped", str(error)))
+        except Exception as error:
+            if not no_room(error):
+                raise
+            self._observe(Report("no_room", f"{error}; trying again"))
+        else:
+            return None
         finally:
             running.close()
+        return self._again()
+
+    def _again(self) -> Running | None:
+        """Start anew from what the disk holds, as after a crash, once it can be written."""
+        while not self._stopping.wait(NO_ROOM_S):
+            try:
+                running = self._prepare()
+            except Exception as error:
+                if not no_room(error.__cause__ or error):
+                    raise
+                continue
+            self._observe(Report("room_again"))
+            return running
+        return None
 
     def _observe(self, report: Report) -> None:
         _log.info("%s %s", report.what, report.detail)
         if self._on_report is not None:
             try:
                 self._on_report(report)
-            except Exception:  # noqa: BLE001 - the app's own code
+            except (Exception, SystemExit):  # noqa: BLE001 - the app's own code
                 _log.exception("on_report raised")

@@ -79,7 +79,9 @@ from wire import (
 )
 from wire.messages import (
     Chunk,
+    Declined,
     EvaluateInvite,
+    Failed,
     FetchRequest,
     Gone,
     Invite,
@@ -97,6 +99,10 @@ from wire.topics import Address
 
 # Of a coordinator's frames: an older one refuses a `ReleaseVeto`, a kind that it does not know.
 _HEARS_VETOES_SINCE_MINOR: Final = 1
+# Of MQTT 5 around topic and payload, both ways: header, lengths, packet id, and the PUBACK.
+_PACKET_BYTES: Final = 16
+# Nobody answers these. The owner's `leave` is said whatever it costs.
+_LAST_WORDS: Final = (Declined, Failed)
 
 
 def _all(most: int) -> int:
@@ -122,6 +128,8 @@ class DeviceDriver:
         parts: where downloads are put together; None is memory, and a reboot loses them.
         room: how many more chunks the link can use now, if so many may be under way; where nobody
             says, everything is sent at once.
+        may_send: whether the day's bytes do for a packet of so many bytes; what it refuses is not
+            sent, as if the link were down.
         check_release: the app's own check of a release, None to use whatever is released.
         check_at_once: whether it may run while the gate is closed.
     """
@@ -143,6 +151,7 @@ class DeviceDriver:
         means: Callable[[], Means] = Means,
         parts: PartStore | None = None,
         room: Callable[[int], int] = _all,
+        may_send: Callable[[int, bool], bool] = lambda _bytes, _last_word: True,
         check_release: ReleaseCheck | None = None,
         check_at_once: bool = False,
     ) -> None:
@@ -161,7 +170,9 @@ class DeviceDriver:
         self._means = means
         self._room = room
         self._outbox = Outbox()
-        self._last_fetch_bytes = 0
+        self._may_send = may_send
+        # Before there was one: a byte a value, as quantized models have it.
+        self._fetch_bytes = self.schema.parameters
         self._up = Address(enrolment.federation, enrolment.device, "up")
         self._down = Address(enrolment.federation, enrolment.device, "down")
         self._first = {spec.name: manifest.tensors[spec.name] for spec in self.schema.tensors}
@@ -254,7 +265,9 @@ class DeviceDriver:
             data = self._journal.sealed_slice(outbox.update_id, start, outbox.chunk_bytes)
             if not data:
                 raise LocalProtocolError("the journal has lost a sealed update")
-            self._send(Chunk(outbox.update_id, start // outbox.chunk_bytes, data))
+            if not self._send(Chunk(outbox.update_id, start // outbox.chunk_bytes, data)):
+                outbox.link_lost()
+                break
             moved = True
         if moved:
             self._be_patient(machine.OFFER_AGAIN, outbox.under_way_bytes_max, now_s)
@@ -272,6 +285,10 @@ class DeviceDriver:
             self._observe(Report("fell_back", work.rung.name.lower()))
         self._step(event, now_s)
         self._trained = None
+
+    def trainer_hung(self, round_number: int) -> None:
+        """Tell the coordinator of work that was given up and goes on all the same."""
+        self._send(Failed(round=round_number, reason="trainer_hung"))
 
     def leave(self) -> None:
         """Tell the coordinator that the owner takes the device out."""
@@ -310,7 +327,7 @@ class DeviceDriver:
         if isinstance(message, Chunk):
             self._be_patient(machine.FETCH_AGAIN, len(message.data), now_s)
         elif message.version in self._downloads:
-            self._last_fetch_bytes = message.payload_bytes
+            self._fetch_bytes = message.payload_bytes
             self._be_patient(machine.FETCH_AGAIN, message.chunk_bytes, now_s)
         for download, failure in self._downloads.take(message):
             if failure:
@@ -322,7 +339,7 @@ class DeviceDriver:
         """An invitation turned down for which what is left of the day's budgets does not do."""
         if not isinstance(message, Invite | EvaluateInvite):
             return message
-        means, fetched = self._means(), self._last_fetch_bytes
+        means, fetched = self._means(), self._fetch_bytes
         return weigh(message, self.session, means, self.manifest, fetched)
 
     def _be_patient(self, timer: str, bytes_before_next: int, now_s: float) -> None:
@@ -417,10 +434,19 @@ class DeviceDriver:
             case _:
                 raise LocalProtocolError(f"no place for {type(record).__name__}")
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message) -> bool:
+        """Sign and send, if the owner's bytes do; machines send again what is dropped here."""
         if isinstance(message, ReleaseVeto) and self._coordinator_minor < _HEARS_VETOES_SINCE_MINOR:
-            return
-        self._publish_bytes(self._up.topic, frames.seal(message, self._up, self._signer))
+            return False
+        frame, topic = frames.seal(message, self._up, self._signer), self._up.topic
+        size = len(frame) + len(topic) + _PACKET_BYTES
+        if isinstance(message, FetchRequest):
+            size += self._fetch_bytes
+        last_word = isinstance(message, _LAST_WORDS)
+        if not (isinstance(message, Leave) or self._may_send(size, last_word)):
+            return False
+        self._publish_bytes(topic, frame)
+        return True
 
     def _begin_upload(self, effect: SendChunks) -> None:
         sealed = self.session.sealed

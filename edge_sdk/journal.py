@@ -6,6 +6,7 @@ something is one transaction and is on disk when it returns. `MemoryJournal` is 
 disk, for emulated devices.
 """
 
+import errno
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +24,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 JOURNAL_FILE: Final = "journal.sqlite"
+# SQLite's SQLITE_BUSY, SQLITE_LOCKED, SQLITE_IOERR and SQLITE_FULL; the rest of a code says more.
+_MAY_PASS: Final = frozenset({5, 6, 10, 13})
+_PRIMARY: Final = 0xFF
 HISTORY_LINES_MAX: Final = 1_000
 DAYS_KEPT: Final = 64
+# Of the write-ahead log, which SQLite else lets grow to 4 MB before it is folded in; one
+# transaction more, a sealed payload, may stand in it.
+WAL_PAGES_MAX: Final = 64
+_PAGE_BYTES: Final = 4_096
+# How long another process may hold the file before that is an error, in seconds.
+LOCKED_S: Final = 5.0
 
 # A new file runs the same steps as an old one; the last step's number is the schema's version.
 _MIGRATIONS: Final = (
@@ -49,6 +59,32 @@ SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 class JournalError(PotluckError):
     """The journal cannot be used; the text says why and what to do."""
+
+
+@contextmanager
+def readable(path: Path) -> "Iterator[None]":
+    """Whatever a journal that is damaged, or has no room, makes of its user: a `JournalError`."""
+    import sqlite3  # noqa: PLC0415 - only a device with a disk needs it
+
+    try:
+        yield
+    except JournalError:
+        raise
+    except (sqlite3.Error, OSError, msgspec.MsgspecError, ValueError, TypeError) as error:
+        what = (
+            "make room, or end whoever holds the file"
+            if no_room(error)
+            else "if the file is damaged, move it away and enrol again"
+        )
+        raise JournalError(f"{path}: {error}; {what}") from error
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether this is a disk that is full, or a file that others keep locked: it may pass."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return code & _PRIMARY in _MAY_PASS
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Enrolment(msgspec.Struct, frozen=True):
@@ -123,6 +159,10 @@ class Journal(Protocol):
         """A day's sum so far."""
         ...
 
+    def note_waits(self, reason: str) -> None:
+        """Remember why nothing is begun now, empty when something may be; for people."""
+        ...
+
     def spells(self) -> Spells:
         """When the gate was open, for forecasts."""
         ...
@@ -139,6 +179,7 @@ class MemoryJournal:
     enrolment: Enrolment | None = None
     boot: int = 0
     history: list[ForgetUpdate] = field(default_factory=list)
+    waits: str = ""
     _sealed: tuple[SealedUpdate, bytes] | None = None
     _held_version: int = 0
     _released_version: int = 0
@@ -209,6 +250,10 @@ class MemoryJournal:
         """A day's sum so far."""
         return self._spent.get(day, NOTHING)
 
+    def note_waits(self, reason: str) -> None:
+        """Remember why nothing is begun now."""
+        self.waits = reason
+
     def spells(self) -> Spells:
         """When the gate was open."""
         return self._spells
@@ -233,7 +278,7 @@ class SqliteJournal:
         import sqlite3  # noqa: PLC0415 - only a device with a disk needs it
 
         self.path = state_dir / JOURNAL_FILE
-        try:
+        with readable(self.path):
             if read_only:
                 if not self.path.exists():
                     raise JournalError(f"{state_dir}: no device has run here yet")
@@ -242,19 +287,20 @@ class SqliteJournal:
                 state_dir.mkdir(parents=True, exist_ok=True)
                 # Made before SQLite opens it, so that the key inside is its owner's alone.
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-                self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=FULL")
+                self._db = sqlite3.connect(
+                    self.path, isolation_level=None, check_same_thread=False, timeout=LOCKED_S
+                )
             self._db.row_factory = sqlite3.Row
             try:
+                if not read_only:
+                    self._db.execute("PRAGMA journal_mode=WAL")
+                    self._db.execute("PRAGMA synchronous=FULL")
+                    self._db.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES_MAX}")
+                    self._db.execute(f"PRAGMA journal_size_limit={WAL_PAGES_MAX * _PAGE_BYTES}")
                 self._open_schema(read_only=read_only)
             except BaseException:
                 self._db.close()
                 raise
-        except (sqlite3.Error, OSError) as error:
-            raise JournalError(
-                f"{self.path}: {error}; if the file is damaged, move it away and enrol again"
-            ) from error
 
     def _open_schema(self, *, read_only: bool) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()

@@ -56,6 +56,10 @@ class Room:
             _left(budgets.training_s, spent.training_s),
         )
 
+    def seconds_of_work(self, watts: float) -> float:
+        """How long work that takes so much can go on."""
+        return min(self.training_s, self.joules / watts if watts else math.inf)
+
     @property
     def payload_bytes(self) -> float:
         """The largest update that fits, with all that goes with it."""

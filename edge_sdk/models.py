@@ -161,6 +161,11 @@ class FileShelf:
         path = self._file(version)
         return path if path.exists() else None
 
+    def versions(self) -> list[int]:
+        """Which are kept, the oldest first."""
+        names = (path.stem.removeprefix("model-") for path in self._directory.glob("model-*.npz"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def personal(self) -> Tensors:
         """The device's own part of the model; what no longer fits the schema is left out."""
         specs = {spec.name: spec for spec in self._schema.tensors if spec.part == "personal"}

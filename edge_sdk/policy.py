@@ -57,6 +57,8 @@ class Policy:
         max_temperature_c: hottest that processor or battery may be, in degrees Celsius.
         min_free_memory_bytes: least memory that others may have left, 0 for no bound.
         min_free_disk_bytes: least room on the disk of the state directory, 0 for no bound.
+        training_memory_bytes_max: most that the process may grow while something is trained, by
+            its resident memory, 0 for no bound.
         quiet_hours: spans of the local day in which nothing is begun and work stops, each
             `HH:MM-HH:MM`.
         check_in_s: how long a check-in promises to be there; the next one comes a little earlier.
@@ -80,6 +82,7 @@ class Policy:
     max_temperature_c: float = 80.0
     min_free_memory_bytes: int = 64 * _MIB
     min_free_disk_bytes: int = 64 * _MIB
+    training_memory_bytes_max: int = 0
     quiet_hours: tuple[str, ...] = ()
     check_in_s: float = LEASE_S
     check_releases_at_once: bool = False
@@ -95,6 +98,7 @@ class Policy:
             "training_s_per_day_max",
             "min_free_memory_bytes",
             "min_free_disk_bytes",
+            "training_memory_bytes_max",
         ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise PolicyError(f"{name} is {getattr(self, name)}; 0 means no bound")
@@ -227,6 +231,11 @@ def _hottest_c(psutil: Any) -> float | None:
         if coldest < reading.current < hottest
     ]
     return max(readings, default=None)
+
+
+def resident_bytes() -> int:
+    """The resident memory of this process."""
+    return int(_this_process().memory_info().rss)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ night, could hold a device for ever; so in a day of the monotonic clock a device
 longer than its spans are long, and an hour for the end of summer time.
 """
 
+import functools
 import re
 from typing import Final
 
@@ -43,6 +44,7 @@ def covers(spans: tuple[Span, ...], minute: int) -> bool:
     )
 
 
+@functools.cache
 def seconds_in(spans: tuple[Span, ...]) -> float:
     """How long the spans are together, in seconds of a day."""
     return float(_MINUTE_S * sum(covers(spans, minute) for minute in range(_MINUTES)))

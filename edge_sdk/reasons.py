@@ -36,6 +36,7 @@ class Reason(StrEnum):
     TOO_HOT = "too_hot", "its processor or battery is hot"
     CPU_BUSY = "cpu_busy", "the machine is busy with other work"
     MEMORY_LOW = "memory_low", "little memory is left"
+    TRAINING_MEMORY = "training_memory", "training took more memory than the owner allows"
     CONDITIONS_UNKNOWN = "conditions_unknown", "the app's own source of conditions failed"
     STARTING = "starting", "the rules have not been looked at yet"
     STOPPED = "stopped", "the app has stopped the device, or work was told to stop"
@@ -52,6 +53,7 @@ class Reason(StrEnum):
     NO_EXAMPLES = "no_examples", "there is nothing to train on, or no hold-out"
     PAYLOAD_BUDGET = "payload_budget", "no codec makes the update small enough"
     OUT_OF_MEMORY = "out_of_memory", "the trainer ran out of memory"
+    TRAINER_HUNG = "trainer_hung", "the trainer goes on long after it was told to stop"
     TRAINER_FAILED = "trainer_failed", "the trainer raised an error"
     # -- a release that the device's own check is against ----------------------------------------
     CHECK_FAILED = "check_failed", "the app's check said no to the release"

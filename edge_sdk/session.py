@@ -15,8 +15,8 @@ The rules:
 3. The link is a second machine, `DOWN | UP`. Training goes on while it is down; an upload falls
    back to `SEALED` and is offered again when it returns. Only the unconnected form is stored.
 4. The gate (battery, heat, network, the owner's budgets) is a third: closing it stops work that is
-   not sealed. A sealed update is small and paid for; it is delivered all the same. A release waits
-   if it is bytes that are short.
+   not sealed. A sealed update is small and paid for; it is delivered all the same, unless it is the
+   day's bytes that are spent: then the link is down until the next day. A release waits too.
 5. An invitation counts only if it answers a check-in of this boot, for a round later than any that
    this device has sealed: an old one that a broker kept cannot start work.
 6. Asked to evaluate, a device goes the same way to the base, measures it, reports and is `IDLE`

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_sdk.journal import SqliteJournal
+from edge_sdk.journal import SqliteJournal, readable
 from edge_sdk.policy import SECONDS_PER_DAY
 from edge_sdk.signals import ForgetUpdate, VetoedRelease
 
@@ -42,34 +42,39 @@ def read_status(state_dir: Path | str) -> DeviceStatus:
     """Read the journal of a device, running or not.
 
     Raises:
-        JournalError: no device has run there.
+        JournalError: no device has run there, or its journal cannot be read.
     """
     journal = SqliteJournal(Path(state_dir), read_only=True)
     try:
-        kept, history = journal.kept(), journal.history()
-        spent = journal.spent(int(time.time() // SECONDS_PER_DAY))
-        reasons: dict[str, int] = {}
-        for line in history:
-            if not line.counted:
-                reasons[line.reason] = reasons.get(line.reason, 0) + 1
-        return DeviceStatus(
-            device=None if kept.enrolment is None else kept.enrolment.device,
-            federation=None if kept.enrolment is None else kept.enrolment.federation,
-            revoked=journal.revoked,
-            opted_out=journal.opted_out,
-            boot=kept.boot,
-            model_version=kept.released_version,
-            held_version=kept.held_version,
-            last_round=kept.last_round,
-            sealed_round=None if kept.sealed is None else kept.sealed.round,
-            veto=kept.veto,
-            counted=sum(line.counted for line in history),
-            not_counted=reasons,
-            waits=journal.waits,
-            spent_bytes_today=spent.traffic_bytes,
-            spent_joules_today=round(spent.joules, 3),
-            spent_training_s_today=round(spent.training_s, 3),
-            history=tuple(history),
-        )
+        with readable(journal.path):
+            return _status_in(journal)
     finally:
         journal.close()
+
+
+def _status_in(journal: SqliteJournal) -> DeviceStatus:
+    kept, history = journal.kept(), journal.history()
+    spent = journal.spent(int(time.time() // SECONDS_PER_DAY))
+    reasons: dict[str, int] = {}
+    for line in history:
+        if not line.counted:
+            reasons[line.reason] = reasons.get(line.reason, 0) + 1
+    return DeviceStatus(
+        device=None if kept.enrolment is None else kept.enrolment.device,
+        federation=None if kept.enrolment is None else kept.enrolment.federation,
+        revoked=journal.revoked,
+        opted_out=journal.opted_out,
+        boot=kept.boot,
+        model_version=kept.released_version,
+        held_version=kept.held_version,
+        last_round=kept.last_round,
+        sealed_round=None if kept.sealed is None else kept.sealed.round,
+        veto=kept.veto,
+        counted=sum(line.counted for line in history),
+        not_counted=reasons,
+        waits=journal.waits,
+        spent_bytes_today=spent.traffic_bytes,
+        spent_joules_today=round(spent.joules, 3),
+        spent_training_s_today=round(spent.training_s, 3),
+        history=tuple(history),
+    )

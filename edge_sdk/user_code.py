@@ -1,5 +1,6 @@
 """Calling functions that an app has written, and making what they say fit for the wire."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -44,12 +45,16 @@ def raising(stop: Stop) -> Stop:
 
 def blamed(error: BaseException) -> tuple[str, str]:
     """The reason and the detail that a trainer is reported with which raised this."""
-    reason, detail = "trainer_failed", f"{type(error).__name__}: {error}"
+    reason, detail = "trainer_failed", type(error).__name__
     if isinstance(error, TrainingStoppedError):
         reason, detail = "stopped", ""
     elif isinstance(error, MemoryError):
         reason, detail = "out_of_memory", ""
-    return reason, detail
+    else:
+        # User code, down to its words.
+        with contextlib.suppress(BaseException):
+            detail = f"{detail}: {error}"
+    return reason, bounded(detail)
 
 
 def bounded(detail: str) -> str:

@@ -286,6 +286,8 @@ def round_of(work: Work) -> int:
     return 0 if isinstance(work, CheckWork) else work.order.round
 
 
-def could_not_begin(work: Work, reason: str) -> TrainingFailed | CheckFailed:
-    """What came of work that nobody has begun."""
-    return CheckFailed() if isinstance(work, CheckWork) else _failed(work.order.round, reason, "")
+def gave_up(work: Work, reason: str, detail: str = "") -> TrainingFailed | CheckFailed:
+    """What came of work that nobody has begun, or that came to no end of its own."""
+    if isinstance(work, CheckWork):
+        return CheckFailed()
+    return _failed(work.order.round, reason, detail)

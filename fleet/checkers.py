@@ -6,7 +6,7 @@ the devices. A broken promise raises `ViolationError`.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from edge_sdk.parts import PARTS_MAX
 from edge_sdk.session import Phase
 from fleet import reference
 from fleet.device_host import DeviceHost, VirtualDevice
-from fleet.spending import BEGINNINGS, Book, WorkBook
+from fleet.spending import BEGINNINGS, Book, DayBook, WorkBook
 from fleet.virtual import VirtualFleet
 from wire import frames, limits, tensors_digest, topics
 from wire.messages import Invite, Message, Receipt, Release, Settled
@@ -73,6 +73,7 @@ class Evidence:
     stirred: list[DeviceHost] = field(default_factory=list)
     books: dict[str, Book] = field(default_factory=dict)
     work_books: dict[str, WorkBook] = field(default_factory=dict)
+    day_books: dict[str, DayBook] = field(default_factory=dict)
     begun: list[str] = field(default_factory=list)
     core: int | None = None
     used: dict[str, Model] = field(default_factory=dict)
@@ -90,15 +91,21 @@ class Witness:
 
     Args:
         make: makes the fleet; it is given what to tell of publications.
+        more: checked after every event, beside what always is.
     """
 
-    def __init__(self, make: Callable[[Callable[[str, bytes], None]], VirtualFleet]) -> None:
+    def __init__(
+        self,
+        make: Callable[[Callable[[str, bytes], None]], VirtualFleet],
+        more: Sequence[Callable[[Evidence], None]] = (),
+    ) -> None:
         self._published: list[tuple[str, bytes]] = []
         self.fleet = make(lambda topic, data: self._published.append((topic, data)))
         self.evidence = Evidence(self.fleet)
         self._hosts = {host.name: host for host in self.fleet.hosts}
         self._hosts_by_device = {host.device.name: host for host in self.fleet.hosts}
         self._changes = -1
+        self._more = tuple(more)
         self.evidence.books = {
             host.device.name: Book(host)
             for host in self.fleet.hosts
@@ -135,8 +142,8 @@ class Witness:
             self._read_ledger()
             for checker in LEDGER_CHECKERS:
                 checker(evidence)
-        for checker in EVENT_CHECKERS:
-            checker(evidence)
+        for look in (*EVENT_CHECKERS, *self._more):
+            look(evidence)
         evidence.begun.clear()
 
     def _note_sent(self, device: str, data: bytes) -> None:
@@ -145,6 +152,9 @@ class Witness:
             raise ViolationError("nothing_is_sent_after_an_opt_out", f"{host.name}: {data[4]}")
         if device in self.evidence.books and data[_KIND_OFFSET] in BEGINNINGS:
             self.evidence.begun.append(device)
+        day_book = self.evidence.day_books.get(device)
+        if day_book is not None:
+            day_book.sent()
 
     def _heard(self) -> Iterator[tuple[str, Message]]:
         for topic, data in self._published:

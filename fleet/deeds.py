@@ -111,6 +111,9 @@ class _Deed:
             fraction = min(max(self._event.amount, 0.0), 1.0)
             self._device.unplug(for_s=self._event.for_s, battery_fraction=fraction)
 
+    def roam(self) -> None:
+        self._link.roam(max(self._event.amount, 0.0))
+
     def vanish(self) -> None:
         self._host.gone = True
         self._host.crash(silent=True)

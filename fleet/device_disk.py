@@ -10,29 +10,43 @@ takes what it likes.
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from edge_sdk.forecast import Spells
-from edge_sdk.journal import Enrolment, Kept, MemoryJournal
+from edge_sdk.journal import Enrolment, Journal, Kept, MemoryJournal
 from edge_sdk.parts import PARTS_MAX, SpoiledPartError
 from edge_sdk.signals import ForgetUpdate, SealedUpdate, Spent, VetoedRelease
 from fleet.disk import Fuse
 from wire import Tensors, chunk_count
 from wire.messages import ModelOffer
 
+T = TypeVar("T")
+
 _PERSONAL: Final = "personal"
 _RESIDUAL: Final = "residual"
 _ALWAYS_KEPT: Final = {_PERSONAL, _RESIDUAL}
 
 
-class DeviceDisk(MemoryJournal):
-    """A device's journal whose writes pass a fuse, before and after each."""
+class DeviceDisk:
+    """A device's journal whose writes pass a fuse, before and after each.
 
-    def __init__(self, fuse: Fuse) -> None:
-        super().__init__()
+    Args:
+        fuse: of its process.
+        journal: in memory, or a real file.
+
+    Attributes:
+        history: every update that was ever forgotten, for checkers.
+        last_veto: the last release that was found unfit, for checkers.
+    """
+
+    def __init__(self, fuse: Fuse, journal: Journal | None = None) -> None:
+        self.history: list[ForgetUpdate] = []
+        self.last_veto: VetoedRelease | None = None
         self._fuse = fuse
+        self._journal = MemoryJournal() if journal is None else journal
+        self._waits = ""
 
-    def _write(self, write: Callable[[], Any]) -> Any:
+    def _write(self, write: Callable[[], T]) -> T:
         if self._fuse.full:
             raise OSError("no space left on device")
         self._fuse.burn()
@@ -42,49 +56,75 @@ class DeviceDisk(MemoryJournal):
 
     def begin_boot(self) -> Kept:
         """Count a start, and say what is kept."""
-        kept: Kept = self._write(super().begin_boot)
-        return kept
+        return self._write(self._journal.begin_boot)
 
     def enrol(self, enrolment: Enrolment) -> None:
         """Remember who this device is."""
-        self._write(lambda: super(DeviceDisk, self).enrol(enrolment))
+        self._write(lambda: self._journal.enrol(enrolment))
 
     def seal(self, sealed: SealedUpdate, payload: bytes) -> None:
         """Keep an update until it is settled."""
-        self._write(lambda: super(DeviceDisk, self).seal(sealed, payload))
+        self._write(lambda: self._journal.seal(sealed, payload))
+
+    def sealed_slice(self, update_id: bytes, start: int, size_bytes: int) -> bytes | None:
+        """Bytes of the sealed update's payload, if it is this one; fewer at its end."""
+        return self._journal.sealed_slice(update_id, start, size_bytes)
 
     def forget(self, forgotten: ForgetUpdate) -> None:
         """Drop a settled update's payload and keep a line about it."""
-        self._write(lambda: super(DeviceDisk, self).forget(forgotten))
+
+        def forget() -> None:
+            self._journal.forget(forgotten)
+            self.history.append(forgotten)
+
+        self._write(forget)
 
     def revoke(self, reason: str) -> None:
         """Remember that the device is out; its sealed update goes."""
-        self._write(lambda: super(DeviceDisk, self).revoke(reason))
+        self._write(lambda: self._journal.revoke(reason))
 
     def note_held(self, version: int) -> None:
         """Remember the newest model whose tensors are stored."""
-        self._write(lambda: super(DeviceDisk, self).note_held(version))
+        self._write(lambda: self._journal.note_held(version))
 
     def note_released(self, version: int) -> None:
         """Remember the model that the app sees."""
-        self._write(lambda: super(DeviceDisk, self).note_released(version))
+        self._write(lambda: self._journal.note_released(version))
 
     def veto(self, vetoed: VetoedRelease) -> None:
         """Remember the last release that was found unfit, and that the app does not see it."""
-        self._write(lambda: super(DeviceDisk, self).veto(vetoed))
+
+        def veto() -> None:
+            self._journal.veto(vetoed)
+            self.last_veto = vetoed
+
+        self._write(veto)
 
     def spend(self, day: int, more: Spent) -> Spent:
         """Add to a day; returns that day's sum."""
-        spent: Spent = self._write(lambda: super(DeviceDisk, self).spend(day, more))
-        return spent
+        return self._write(lambda: self._journal.spend(day, more))
+
+    def spent(self, day: int) -> Spent:
+        """A day's sum so far."""
+        return self._journal.spent(day)
+
+    def note_waits(self, reason: str) -> None:
+        """Remember why nothing is begun now."""
+        if reason != self._waits:
+            self._write(lambda: self._journal.note_waits(reason))
+            self._waits = reason
+
+    def spells(self) -> Spells:
+        """When the gate was open."""
+        return self._journal.spells()
 
     def live_through(self, spells: Spells) -> None:
         """What a device has lived before its world began: not a write of this one."""
-        super().note_spells(spells)
+        self._journal.note_spells(spells)
 
     def note_spells(self, spells: Spells) -> None:
         """Remember when the gate was open."""
-        self._write(lambda: super(DeviceDisk, self).note_spells(spells))
+        self._write(lambda: self._journal.note_spells(spells))
 
 
 class DiskShelf:

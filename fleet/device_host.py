@@ -1,22 +1,26 @@
 """A device's process in a world: its driver, disk, link, clocks, battery and day."""
 
 import math
+from dataclasses import replace
 from typing import Final
 
 from device_profiles import DeviceProfile, conditions_at, training_seconds, training_w_extra
 from edge_sdk import Conditions, Policy
-from edge_sdk.budget import DayMeter
-from edge_sdk.forecast import UNKNOWN_S, Diary
-from edge_sdk.ladder import Means, Room
-from edge_sdk.policy import GATE_EVERY_S, GATE_WORKING_S, SECONDS_PER_DAY, judge
-from edge_sdk.quiet import QuietHours
+from edge_sdk._gatekeeper import Gatekeeper, Moment
+from edge_sdk.budget import SPEND_EVERY_S
+from edge_sdk.energy import Energy
+from edge_sdk.journal import Journal
+from edge_sdk.ladder import Means
+from edge_sdk.policy import GATE_EVERY_S, SECONDS_PER_DAY
+from edge_sdk.quiet import parse_span
 from edge_sdk.release_check import CheckWork
-from edge_sdk.signals import NOTHING, GateClosed, GateOpened, Spent
+from edge_sdk.signals import NOTHING, Spent, TrainingFailed
 from edge_sdk.work import TrainingWork, Work, WorkDone, round_of
 from fleet.clocks import DRIFT_MAX, Uptime, WallClock
 from fleet.device_disk import DeviceDisk, DiskParts, DiskShelf
 from fleet.disk import PowerCutError
 from fleet.emulated import EmulatedDevice
+from fleet.flapping import Flapping, WorkSpan
 from fleet.hosts import MICROSECOND_S, Host
 from fleet.lived import chance_of, live_before
 from fleet.network import Callbacks, Network, VirtualLink
@@ -28,12 +32,14 @@ VirtualDevice = EmulatedDevice[VirtualLink]
 # How often a day is looked at: its curves move in hours.
 DAY_EVERY_S: Final = 300.0
 CHARGE_EVERY_S: Final = 300.0
-# Spans of the day, and days, end at whole minutes.
-_QUIET_EVERY_S: Final = 60.0
+# A clock that is wrong may keep a device quiet for too long; it is asked again.
+_QUIET_EVERY_S: Final = 3_600.0
+_MINUTE_S: Final = 60.0
 # A phone does not start before its charger has put something into it.
 _STARTS_AT_FRACTION: Final = 0.02
 _FAILED_TRAINING_S: Final = 1.0
 _MBIT_BYTES: Final = 125_000.0
+_MB: Final = 1e6
 # How long a device is away that has left a round without a word.
 _AWAY_S: Final = (60.0, 1_800.0)
 _DELAY_S: Final = (0.01, 0.08)
@@ -54,6 +60,10 @@ class DeviceHost(Host):
         start_unix_s: when the world's time is 0.
         lives_days: whether conditions follow the profile's day; else it is always at its charger.
         policy: what its owner allows.
+        clock_is_right: whether its wall clock is, as for runs that are compared: no error of one
+            moves a forecast there.
+        journal: what its disk keeps; one in memory if None.
+        flapping: what its senses say beside its day, if they do.
     """
 
     def __init__(
@@ -67,29 +77,37 @@ class DeviceHost(Host):
         start_unix_s: float,
         lives_days: bool,
         policy: Policy,
+        clock_is_right: bool = False,
+        journal: Journal | None = None,
+        flapping: Flapping | None = None,
     ) -> None:
         super().__init__(world, name)
         self.profile = profile
         self.policy = policy
-        self.disk = DeviceDisk(self.fuse)
+        self.flapping = flapping
+        self.spans: list[WorkSpan] = []
+        self.disk = DeviceDisk(self.fuse, journal)
         self.shelf = DiskShelf(self.fuse)
         self.parts = DiskParts(self.fuse)
         self.uptime = Uptime(world)
         off_s = round(world.uniform(-_WALL_OFF_S_MAX, _WALL_OFF_S_MAX), 3)
+        drift, has_clock = world.uniform(-DRIFT_MAX, DRIFT_MAX), world.below(_WITHOUT_CLOCK)
         self.wall = WallClock(
             world,
             start_unix_s,
-            drift=world.uniform(-DRIFT_MAX, DRIFT_MAX),
-            offset_s=off_s if world.below(_WITHOUT_CLOCK) else -start_unix_s,
+            drift=0.0 if clock_is_right else drift,
+            offset_s=0.0 if clock_is_right else off_s if has_clock else -start_unix_s,
         )
         self.power = Power(profile)
         self.closed_until_s = 0.0
         self.opted_out = False
         self.device: VirtualDevice
         self._network = network
-        self._seed = seed
-        self._start_unix_s = start_unix_s
+        self.seed = seed
+        self.start_unix_s = start_unix_s
         self._lives_days = lives_days
+        # What flaps changes by itself; that alone wakes such a device often enough.
+        self._day_every_s = DAY_EVERY_S if flapping is None else 3.0 * DAY_EVERY_S
         self._curve = 1.0
         if lives_days:
             self._curve = conditions_at(profile, seed, start_unix_s).battery_fraction
@@ -98,26 +116,30 @@ class DeviceHost(Host):
         self._plugged = True
         self._unplugs = 0
         self._online = True
-        self._spent_at_boot = NOTHING
         self._training_s = 0.0
         self._looked_at_s = 0.0
         self._dark = False
         self._last_look = 0
         self._work: Work | None = None
         self._work_began_s = 0.0
+        self._steps_before = 0
         self._new_boot()
 
     def _new_boot(self) -> None:
         """What is gone with the memory of a process."""
-        self._meter = DayMeter(self.disk, self.policy)
-        self._gate: GateOpened | GateClosed | None = None
-        self._diary = Diary.load(self.disk.spells())
+        self._traffic_at_boot = self._traffic() if self.starts else (0, 0)
+        profile = self.profile
+        self.gatekeeper = Gatekeeper(
+            policy=self.policy,
+            conditions=self._conditions,
+            journal=self.disk,
+            energy=Energy(training_w_extra(profile), profile.up_j_per_mb, profile.down_j_per_mb),
+            traffic=self._traffic_of_this_boot,
+        )
         self._judge_at_s: float | None = None
         self._judged_bytes = -1
-        self._quiet = QuietHours(self.policy.quiet_hours)
-        self._today = NOTHING
-        self._last_training = NOTHING
-        self._last_head_training = NOTHING
+        self.gatekeeper.opted_out = self.opted_out
+        self._unwritten = False
 
     def make_link(self, device: VirtualDevice) -> VirtualLink:
         """The device's link, at its profile's rates."""
@@ -159,14 +181,14 @@ class DeviceHost(Host):
 
     def boot(self) -> None:
         """Start from what the disk holds."""
-        self._spent_at_boot = self.spent
         self._new_boot()
         self.uptime.reboot()
         if self.starts > 1:
             self.device.boot()
         self._judge()
-        self.device.link.allowed = self._online and not self.opted_out
-        self.device.link.connect()
+        if self._may_connect:
+            self.device.link.allowed = self._online
+            self.device.link.connect()
 
     def end_link(self, *, silent: bool) -> None:
         """The process is gone, its connection and whatever it was training with it."""
@@ -199,7 +221,9 @@ class DeviceHost(Host):
 
     def _mind_budget(self) -> None:
         """Bytes have passed: the next look at the rules, which on a device are many, sees them."""
-        if self.running and self.policy.bytes_per_day_max and self._bytes != self._judged_bytes:
+        budgets = self.policy.budgets
+        counts = budgets.traffic_bytes or budgets.joules
+        if self.running and counts and self._bytes != self._judged_bytes:
             self.world.stirred[self.name] = None
             self._judge_by(self.world.now_s + GATE_EVERY_S)
 
@@ -226,10 +250,12 @@ class DeviceHost(Host):
         self._look_alive()
         self._work = work
         self._work_began_s = self.world.now_s
+        self._steps_before = self.wall.steps
         self.power.train(now=True)
         self._plan_empty()
-        if self.policy.training_s_per_day_max or self.policy.joules_per_day_max:
-            self._judge_by(self.world.now_s + GATE_WORKING_S)
+        self.gatekeeper.work_begins(self.clock())
+        if self._looks_while_it_works:
+            self._judge_by(self._due_s)
         if not isinstance(work, CheckWork):
             self._maybe_vanish(work.order.round, seconds)
         self.world.after(
@@ -240,27 +266,33 @@ class DeviceHost(Host):
 
     def _trained(self, work: Work, event: WorkDone) -> None:
         if self._work is work:
-            self._stop_training()
+            self._stop_training(finished=not isinstance(event, TrainingFailed))
         if self.power.empty:
             self._look_alive()
         self.device.work_done(work, event)
         if not self._plugged:
             self._judge_by(self.world.now_s + GATE_EVERY_S)
 
-    def _stop_training(self) -> None:
-        if self._work is not None:
+    def _stop_training(self, *, finished: bool = False) -> None:
+        work = self._work
+        if work is not None:
             self._look()
             self.power.train(now=False)
-            spent_s = self.world.now_s - self._work_began_s
-            self._training_s += spent_s
-            self.device.note_training(round_of(self._work), spent_s)
-            if isinstance(self._work, TrainingWork) and not self._work.stopped:
-                joules = spent_s * training_w_extra(self.profile)
-                spent = Spent(0, joules, spent_s)
-                if self._work.head_alone:
-                    self._last_head_training = spent
-                else:
-                    self._last_training = spent
+            now_s, began_s = self.world.now_s, self._work_began_s
+            self._training_s += now_s - began_s
+            self.device.note_training(round_of(work), now_s - began_s)
+            finished = finished and not work.stopped and not isinstance(work, CheckWork)
+            self.gatekeeper.work_ends(
+                self.clock(),
+                trained=isinstance(work, TrainingWork),
+                finished=finished,
+                head_alone=isinstance(work, TrainingWork) and work.head_alone,
+            )
+            steps = (self._steps_before, self.wall.steps)
+            if self.flapping is not None:
+                span = WorkSpan(began_s, now_s, self.wall.now_s(), steps, self.power.fraction)
+                self.spans.append(span)
+            self._unwritten = True
             self._work = None
 
     def _maybe_vanish(self, round_number: int, seconds: float) -> None:
@@ -268,7 +300,7 @@ class DeviceHost(Host):
 
         Drawn from the device and the round, so that it befalls the same ones whoever is chosen.
         """
-        leaves, when, away = chance_of(self._seed, "vanish", round_number)
+        leaves, when, away = chance_of(self.seed, "vanish", round_number)
         if not self._lives_days or leaves >= self.profile.vanish_per_round:
             return
         low, high = _AWAY_S
@@ -306,6 +338,12 @@ class DeviceHost(Host):
             self._plugged = True
             self.enter(lambda: self._judge_by(self.world.now_s + GATE_EVERY_S))
 
+    def retire(self) -> None:
+        """Its owner lifts every limit and leaves it on its charger for good."""
+        self.policy = Policy(cpu_load_max=1.0, check_in_s=self.policy.check_in_s)
+        self._lives_days, self._plugged, self._online, self.flapping = False, True, True, None
+        self.crash(down_s=1.0)
+
     def _look(self) -> Conditions:
         """Integrate the battery up to now, and see what the device is like."""
         now_s = self.world.now_s
@@ -320,24 +358,33 @@ class DeviceHost(Host):
         )
 
     def _look_at_day(self, now_s: float) -> Conditions:
-        now = conditions_at(self.profile, self._seed, self._start_unix_s + now_s)
+        now = conditions_at(self.profile, self.seed, self.start_unix_s + now_s)
         # What its owner does with it, idling included, is the curve of its day.
         used, self._curve = max(self._curve - now.battery_fraction, 0.0), now.battery_fraction
         owner_j = used * 3_600.0 * self.profile.battery_wh * self.running
         self._integrate(charging=now.charging, owner_j=owner_j)
-        self._online, link = now.online and not self.opted_out, self.device.link
-        if self._online and not link.allowed and self.running:
-            link.allowed = True
-            link.connect()
-        elif not self._online:
-            link.allowed = False
-            link.broken("offline")
+        self._online = now.online
+        self._hang_up_or_not()
         return Conditions(
             battery_fraction=self.power.fraction,
             charging=now.charging,
             metered=now.metered,
             cpu_load=0.0 if now.idle or self.profile.on_mains else 1.0,
         )
+
+    @property
+    def _may_connect(self) -> bool:
+        return not (self.gatekeeper.hangs_up or self.opted_out)
+
+    def _hang_up_or_not(self) -> None:
+        """The link is for a device that is reached, has bytes left, and whose owner is in."""
+        link = self.device.link
+        wanted = self._online and self._may_connect
+        if wanted and not link.allowed and self.running:
+            link.allowed = True
+            link.connect()
+        elif not wanted:
+            link.hang_up()
 
     def _integrate(self, *, charging: bool, owner_j: float) -> None:
         radio_j = self.device.radio_j
@@ -369,7 +416,7 @@ class DeviceHost(Host):
 
     def opt_out(self) -> None:
         """Its owner wants nothing to be sent: a line in its journal, whether it runs or not."""
-        self.opted_out = True
+        self.opted_out = self.gatekeeper.opted_out = True
         self.enter(self._judge)
         self.device.link.allowed = False
         self.enter(lambda: self.device.link.broken("opted_out"))
@@ -377,13 +424,12 @@ class DeviceHost(Host):
     def opt_in(self) -> None:
         """Its owner has thought better of it."""
         if self.opted_out:
-            self.opted_out = False
+            self.opted_out = self.gatekeeper.opted_out = False
             self.enter(self._come_back)
 
     def _come_back(self) -> None:
         self._judge()
-        self.device.link.allowed = self._online
-        self.device.link.connect()
+        self._hang_up_or_not()
 
     def close_gate(self, for_s: float) -> None:
         """Its owner picks it up: no work for a while."""
@@ -408,85 +454,111 @@ class DeviceHost(Host):
         delay_s = at_s + MICROSECOND_S - self.world.now_s
         self.world.after(delay_s, f"gate {self.name}", self.of_this_start(act))
 
+    def _conditions(self) -> Conditions:
+        """What its sensors say, for the SDK's own gatekeeper."""
+        now = self._look_alive()
+        if self.flapping is not None:
+            felt = self.flapping.at(self.world.now_s)
+            felt["cpu_load"] = max(felt["cpu_load"], now.cpu_load)
+            felt["metered"] = felt["metered"] or now.metered
+            now = replace(now, **felt)
+        if self.world.now_s < self.closed_until_s:
+            # In its owner's hand: any word will do.
+            now = replace(now, temperature_c=self.policy.max_temperature_c + 1.0)
+        return now
+
     def _judge(self) -> None:
         self._judge_at_s = None
-        now = self._look_alive()
+        self._unwritten |= self._judged_bytes != self._bytes
         self._judged_bytes = self._bytes
-        self._today = self._meter.spent_today(
-            self.spent.since(self._spent_at_boot),
-            unix_s=self.wall.now_s(),
-            now_s=self.clock(),
-        )
-        gate = judge(
-            self.policy,
-            now,
-            spent=self._today,
-            quiet=self._quiet.look(self.wall.now_s() % SECONDS_PER_DAY, self.clock()),
-            was_open=isinstance(self._gate, GateOpened),
-            forecast_s=self._diary.forecast_s(self._unix_s) if self._lives_days else UNKNOWN_S,
-        )
-        if self.world.now_s < self.closed_until_s and isinstance(gate, GateOpened):
-            gate = GateClosed("in_use")
-        if self.opted_out:
-            gate = GateClosed("opted_out")
-        self._note_day(gate)
-        if gate != self._gate:
-            self._gate = gate
+        wall_s = self.wall.now_s()
+        gate = self.gatekeeper.look(Moment(self.clock(), wall_s, wall_s % SECONDS_PER_DAY))
+        if gate is not None:
             self.device.driver.on_gate(gate, self.clock())
+            self._hang_up_or_not()
+        self._maybe_reboot()
         self._judge_by(self._judge_again_s())
 
-    @property
-    def _unix_s(self) -> float:
-        """What the device's clock would say if it were right: no error of it moves a forecast."""
-        return self._start_unix_s + self.world.now_s
-
-    def _note_day(self, gate: GateOpened | GateClosed) -> None:
-        """Remember since when the gate is open, as `edge_sdk` does."""
-        if not self._lives_days:
-            return
-        diary = self._diary.note(self._unix_s, is_open=isinstance(gate, GateOpened))
-        if diary.spells != self._diary.spells:
-            self.disk.note_spells(diary.kept)
-        self._diary = diary
+    def _maybe_reboot(self) -> None:
         look = int(self.world.now_s // DAY_EVERY_S)
-        if look == self._last_look:
+        if not self._lives_days or look == self._last_look:
             return
         self._last_look = look
-        reboots, *_ = chance_of(self._seed, "reboot", look)
+        reboots, *_ = chance_of(self.seed, "reboot", look)
         if reboots < self.profile.reboots_per_day * DAY_EVERY_S / SECONDS_PER_DAY:
             self.world.after(1.0, f"reboot {self.name}", self.of_this_start(self._reboot))
 
     def _reboot(self) -> None:
         raise PowerCutError
 
+    @property
+    def _looks_while_it_works(self) -> bool:
+        budgets = self.policy.training_s_per_day_max or self.policy.joules_per_day_max
+        return bool(budgets) or self.flapping is not None
+
+    @property
+    def _due_s(self) -> float:
+        """When the gatekeeper wants to look, in the world's time, and not in the past."""
+        return max(self.uptime.world_s(self.gatekeeper.due_s), self.world.now_s)
+
     def _judge_again_s(self) -> float:
-        """When something may change by itself."""
+        """When something may be another by itself: a device looks every five seconds instead."""
+        if self._work is not None and self._looks_while_it_works:
+            return self._due_s
         now_s = self.world.now_s
-        at_s = now_s + DAY_EVERY_S if self._lives_days else math.inf
+        at_s = now_s + self._day_every_s if self._lives_days else math.inf
         if now_s < self.closed_until_s:
             at_s = min(at_s, self.closed_until_s)
         if self.policy.quiet_hours:
-            at_s = min(at_s, now_s + _QUIET_EVERY_S)
-        if self.policy.training_s_per_day_max or self.policy.joules_per_day_max:
-            at_s = min(at_s, now_s + (_QUIET_EVERY_S if self._work is None else GATE_WORKING_S))
-        if self.policy.bytes_per_day_max:
+            at_s = min(at_s, now_s + _QUIET_EVERY_S, self._quiet_changes_s())
+        if self.policy.budgets != NOTHING:
             tomorrow = self.wall.now_s() // SECONDS_PER_DAY + 1.0
             at_s = min(at_s, self.wall.world_s(tomorrow * SECONDS_PER_DAY))
+            if self._unwritten:
+                self._unwritten = False
+                at_s = min(at_s, now_s + SPEND_EVERY_S + GATE_EVERY_S)
+        change_s = None if self.flapping is None else self.flapping.next_change_s(now_s)
+        if change_s is not None:
+            late, *_ = chance_of(self.seed, "look", int(change_s))
+            at_s = min(at_s, change_s + late * GATE_EVERY_S)
         return at_s
+
+    def _quiet_changes_s(self) -> float:
+        """When the next of the owner's quiet hours begins or ends."""
+        wall_s = self.wall.now_s()
+        minutes = (edge for text in self.policy.quiet_hours for edge in parse_span(text))
+        wait_s = min((_MINUTE_S * m - wall_s) % SECONDS_PER_DAY or SECONDS_PER_DAY for m in minutes)
+        return self.wall.world_s(wall_s + wait_s)
 
     @property
     def spent(self) -> Spent:
-        """What taking part has cost since the world began, as far as it has been looked at."""
+        """What taking part has cost since the world began; the SDK has its own books."""
         working_s = 0.0 if self._work is None else self.world.now_s - self._work_began_s
-        joules = self.power.training_j + self.device.radio_j
-        return Spent(self._bytes, joules, self._training_s + working_s)
+        training_w = training_w_extra(self.profile)
+        training_s = self._training_s + working_s
+        sent, received = self._traffic()
+        radio_j = self.profile.up_j_per_mb * sent + self.profile.down_j_per_mb * received
+        return Spent(sent + received, training_s * training_w + radio_j / _MB, training_s)
 
     def means(self) -> Means:
         """What is left of the day, as of the last look at the rules."""
-        room = Room.left(self.policy.budgets, self._today)
-        return Means(room, self._last_training, self._last_head_training)
+        return self.gatekeeper.means()
+
+    def may_send(self, size: int, last_word: bool) -> bool:  # noqa: FBT001 - a callback
+        """Whether the day's bytes do for a packet; if not, look at once."""
+        if self.gatekeeper.may_send(size, last_word):
+            return True
+        self._judge_by(self.world.now_s)
+        return False
 
     @property
     def _bytes(self) -> int:
+        return sum(self._traffic())
+
+    def _traffic(self) -> tuple[int, int]:
         traffic = self.device.link.traffic
-        return traffic.sent_bytes + traffic.received_bytes
+        return traffic.sent_bytes, traffic.received_bytes
+
+    def _traffic_of_this_boot(self) -> tuple[int, int]:
+        sent, received = self._traffic()
+        return sent - self._traffic_at_boot[0], received - self._traffic_at_boot[1]

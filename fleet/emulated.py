@@ -141,6 +141,7 @@ class EmulatedDevice(Generic[LinkT]):
         self._shelf = shelf
         self._parts = parts
         self.means: Callable[[], Means] = Means
+        self.may_send: Callable[[int, bool], bool] = lambda _bytes, _last_word: True
         self._check_in_s = check_in_s
         self._start_work = start_work
         self.boot()
@@ -163,6 +164,7 @@ class EmulatedDevice(Generic[LinkT]):
             means=lambda: self.means(),  # noqa: PLW0108 - a fleet sets it later
             parts=self._parts,
             room=lambda most: self.link.room(most),  # noqa: PLW0108 - there is none yet
+            may_send=lambda size, last_word: self.may_send(size, last_word),  # noqa: PLW0108 - as above
             check_release=self._check_release,
         )
 

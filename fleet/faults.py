@@ -39,6 +39,7 @@ EventKind = Literal[
     "opt_out",
     "unplug",
     "vanish",
+    "roam",
 ]
 
 GATEWAY: Final = -1
@@ -71,8 +72,8 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
 
     `device` is a device's number, or -1 for the gateway (and the broker beside it). `for_s` is how
     long it lasts; `amount` is the number of effects before `crash_at_effect`, the seconds of a
-    `clock_step`, how many times slower a `clog` is, the probability of `weather`, and what an
-    `unplug` leaves in the battery, as a fraction.
+    `clock_step`, how many times slower a `clog` is, the probability of `weather`, what an `unplug`
+    leaves in the battery, as a fraction, and the seconds to the broker from where a device roams.
     """
 
     kind: EventKind

@@ -4,14 +4,13 @@
 to its end with every promise kept. *Liveness*: a core of devices, the gateway and the broker are
 healthy, everything else breaks and stays broken; rounds must still end by their deadlines. Either
 is played with synchronous and with asynchronous rounds. *Transfers* is safety with a model of many
-chunks, on links so slow that most of what breaks does so in the middle of a transfer.
+chunks, on links so slow that most of what breaks does so in the middle of a transfer. A *week* is
+another world: `fleet.week`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, Literal
-
-from msgspec import Struct
+from typing import Final
 
 from coordinator.config import (
     Broker,
@@ -22,32 +21,21 @@ from coordinator.config import (
     Rounds,
     Uplink,
 )
-from fleet.checkers import (
-    FINAL_CHECKERS,
-    LIVENESS_CHECKERS,
-    Evidence,
-    ViolationError,
-    Witness,
-)
+from fleet.checkers import FINAL_CHECKERS, LIVENESS_CHECKERS, ViolationError, Witness
 from fleet.crypto import StubCrypto
 from fleet.deeds import unleash
 from fleet.faults import GATEWAY, Event, EventKind
-from fleet.network import Weather
 from fleet.record import FleetRun
 from fleet.release_checks import checks, promote_now_and_then
 from fleet.toy import ToyTask
+from fleet.trial import ALL_MODES, MODES, Mode, Trial, heal, hold, trial_of
 from fleet.virtual import VirtualFleet
+from fleet.week import play_week
 from fleet.world import World
 from wire import limits
 
-Mode = Literal["safety", "liveness", "async_safety", "async_liveness", "transfers"]
-MODES: Final[tuple[Mode, ...]] = (
-    "safety",
-    "liveness",
-    "async_safety",
-    "async_liveness",
-    "transfers",
-)
+__all__ = ["ALL_MODES", "MODES", "Mode", "Trial", "budgets", "schedule", "shrink", "try_seed"]
+
 _LIVENESS: Final = ("liveness", "async_liveness")
 FAULTS_UNTIL_S: Final = 150.0
 CALM_S: Final = 4 * 3_600.0
@@ -219,26 +207,6 @@ def opt_outs(seed: int, mode: Mode, devices: int) -> tuple[Event, ...]:
 # -- one seed --------------------------------------------------------------------------------------
 
 
-class Trial(Struct, frozen=True):
-    """One world, from its seed to its end.
-
-    `effects` is how many writes and messages there were, the gateway's first. `violation` is None,
-    or the promise that was broken and how.
-    """
-
-    seed: int
-    mode: Mode
-    devices: int
-    rounds: int
-    events: tuple[Event, ...]
-    trace_digest: str
-    virtual_s: float
-    happened: int
-    effects: tuple[int, ...]
-    violation: str | None = None
-    promise: str | None = None
-
-
 def try_seed(
     seed: int,
     mode: Mode,
@@ -258,6 +226,8 @@ def try_seed(
         events: a schedule instead of the seed's own, to shrink one or to repeat a shrunk one.
         tell: told of every event before it happens.
     """
+    if mode == "week":
+        return play_week(seed, events=events, tell=tell)
     cohort = max(2, devices * 2 // 5)
     core = cohort + 1
     if events is None:
@@ -321,13 +291,13 @@ def try_seed(
         fleet.start()
         fleet.world.run(FAULTS_UNTIL_S + 200.0)
         if mode not in _LIVENESS:
-            _heal(fleet)
+            heal(fleet)
         fleet.world.run(fleet.world.now_s + CALM_S)
         finals = LIVENESS_CHECKERS if mode in _LIVENESS else FINAL_CHECKERS
         # A check waits for the gate, and so for the next day's seconds.
         waits = any(allowed) or (any(checked) and any(trains_s))
         for _hour in range(NEXT_DAY_H if waits else 0):
-            if _hold(finals, evidence):
+            if hold(finals, evidence):
                 break
             fleet.world.run(fleet.world.now_s + 3_600.0)
         for checker in finals:
@@ -336,28 +306,7 @@ def try_seed(
         violation = error
     finally:
         fleet.close()
-    return Trial(
-        seed=seed,
-        mode=mode,
-        devices=devices,
-        rounds=rounds,
-        events=tuple(events),
-        trace_digest=fleet.world.trace_digest,
-        virtual_s=fleet.world.now_s,
-        happened=fleet.world.events,
-        effects=tuple(host.fuse.effects for host in (fleet.gateway, *fleet.hosts)),
-        violation=None if violation is None else str(violation),
-        promise=None if violation is None else violation.promise,
-    )
-
-
-def _hold(promises: Sequence[Callable[[Evidence], None]], evidence: Evidence) -> bool:
-    try:
-        for promise in promises:
-            promise(evidence)
-    except ViolationError:
-        return False
-    return True
+    return trial_of(fleet, mode, events, violation)
 
 
 def _slow_down(fleet: VirtualFleet, seed: int) -> None:
@@ -367,19 +316,6 @@ def _slow_down(fleet: VirtualFleet, seed: int) -> None:
         low, more = _SLOW_BYTES_PER_S
         slow_bytes_per_s = float(low + chance.below(more))
         host.device.link.slowed = host.profile.down_mbps * _MBIT_BYTES / slow_bytes_per_s
-
-
-def _heal(fleet: VirtualFleet) -> None:
-    """Everything works again; clocks are right again."""
-    fleet.network.weather = Weather()
-    for host in (fleet.gateway, *fleet.hosts):
-        host.free_disk()
-        host.fuse.blows_at = None
-        if host.wall.stepped_s:
-            host.step_clock(-host.wall.stepped_s)
-    for device in fleet.hosts:
-        device.plug_in()
-        device.opt_in()
 
 
 def shrink(trial: Trial) -> Trial:

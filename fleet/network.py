@@ -191,6 +191,27 @@ class VirtualLink:
         """Break the connection without a word."""
         self.broken("dropped")
 
+    def hang_up(self) -> None:
+        """Be away until somebody allows the link again and connects."""
+        self.allowed = False
+        if self.up:
+            # What was said before is still on its way.
+            self.up = False
+            self._world.after(
+                self._out.departs_at_s(self._world.now_s, 0) + self._delay_s - self._world.now_s,
+                f"bye {self.name}",
+                self._said_goodbye(self._connection),
+            )
+            self._callbacks.on_down("hung_up")
+
+    def _said_goodbye(self, connection: int) -> Callable[[], None]:
+        def end() -> None:
+            if connection == self._connection:
+                self._connection += 1
+                self._let_broker_know(self._connection)()
+
+        return end
+
     def end(self, *, silent: bool) -> None:
         """The host is gone; the broker finds out at once, or when its patience ends."""
         self.allowed = False
@@ -245,6 +266,11 @@ class VirtualLink:
         self._world.after(0.0, f"gone {self.name}", self._let_broker_know(self._connection))
         self._callbacks.on_down(reason)
         self._try_later()
+
+    def roam(self, delay_s: float) -> None:
+        """Another network, with another address and another way to the broker."""
+        self.broken("roamed")
+        self._delay_s = delay_s
 
     # -- the wire ----------------------------------------------------------------------------
 

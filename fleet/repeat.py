@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from fleet.faults import Event
-from fleet.nemesis import MODES, try_seed
+from fleet.nemesis import ALL_MODES, try_seed
 from fleet.world import World
 
 
@@ -19,7 +19,7 @@ def main() -> int:
     """Play one world and say what happened in it."""
     parser = argparse.ArgumentParser(prog="python -m fleet.repeat", description=__doc__)
     parser.add_argument("seed", type=int)
-    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("mode", choices=ALL_MODES)
     parser.add_argument("events", nargs="?", help="a JSON list, as a broken seed prints it")
     parser.add_argument("--quiet", action="store_true", help="print the end alone")
     arguments = parser.parse_args()

@@ -11,10 +11,12 @@ from typing import Final
 
 from coordinator import Coordinator
 from edge_sdk import Policy, ReleaseCheck
+from edge_sdk.journal import Journal
 from fleet.deeds import unleash
 from fleet.device_host import DeviceHost, VirtualDevice
 from fleet.devices import device_seed, enrolments, make_devices, profiles
 from fleet.faults import assign
+from fleet.flapping import Flapping
 from fleet.hosts import CoordinatorHost
 from fleet.network import Network
 from fleet.record import Course, FleetError, FleetRun
@@ -38,6 +40,9 @@ class VirtualFleet:
         policy_of: what the owner of a device allows; by default what the file's selection asks for.
         on_publish: told of everything that the coordinator publishes.
         check_of: a device's own check of releases; by default none has one.
+        clocks_are_right: see `DeviceHost`.
+        journal_of: a device's journal, None for one in memory.
+        flapping_of: what a device's senses say beside its day, None for nothing.
     """
 
     def __init__(
@@ -48,6 +53,9 @@ class VirtualFleet:
         policy_of: Callable[[int, Policy], Policy] = lambda _number, usual: usual,
         on_publish: Callable[[str, bytes], None] = lambda _topic, _data: None,
         check_of: Callable[[int], ReleaseCheck | None] = lambda _number: None,
+        clocks_are_right: bool = False,
+        journal_of: Callable[[int], Journal | None] = lambda _number: None,
+        flapping_of: Callable[[int, Policy], Flapping | None] = lambda _number, _policy: None,
     ) -> None:
         self.run = run
         self.world = World(run.seed)
@@ -87,9 +95,13 @@ class VirtualFleet:
                 seed=device_seed(run.seed, number),
                 start_unix_s=start_unix_s,
                 lives_days=lives_days,
-                policy=policy_of(number, usual),
+                policy=policy,
+                clock_is_right=clocks_are_right,
+                journal=journal_of(number),
+                flapping=flapping_of(number, policy),
             )
             for number, profile in enumerate(profiles(run.config, run.count, run.seed))
+            for policy in (policy_of(number, usual),)
         ]
         self._make_devices(check_of)
 
@@ -115,7 +127,7 @@ class VirtualFleet:
         )
         for host, device in zip(hosts, self.devices, strict=True):
             host.device = device
-            device.means = host.means
+            device.means, device.may_send = host.means, host.may_send
 
     @property
     def coordinator(self) -> Coordinator:
@@ -146,7 +158,7 @@ def run_virtual(run: FleetRun, *, stop: Callable[[], bool] = lambda: False) -> R
         FleetError: for three virtual days no round could open.
     """
     started_s = time.monotonic()
-    fleet = VirtualFleet(run)
+    fleet = VirtualFleet(run, clocks_are_right=True)
     try:
         unleash(fleet, run.events)
         fleet.start()

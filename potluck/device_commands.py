@@ -94,6 +94,7 @@ def _add_rules(run: argparse.ArgumentParser) -> None:
         ("--max-temperature-c", "degrees Celsius (default: 80)", float),
         ("--min-free-memory-bytes", "left to others (default: 64 MiB)", int),
         ("--min-free-disk-bytes", "beside the state (default: 64 MiB)", int),
+        ("--training-memory-bytes-max", "growth in training (default: no bound)", int),
     ):
         default = getattr(_POLICY, option[2:].replace("-", "_"))
         run.add_argument(option, type=kind, default=default, help=unit)
@@ -123,6 +124,7 @@ def run_device(arguments: argparse.Namespace) -> int:
             max_temperature_c=arguments.max_temperature_c,
             min_free_memory_bytes=arguments.min_free_memory_bytes,
             min_free_disk_bytes=arguments.min_free_disk_bytes,
+            training_memory_bytes_max=arguments.training_memory_bytes_max,
             quiet_hours=tuple(arguments.quiet_hours or ()),
         ),
         on_report=reports,

@@ -8,7 +8,7 @@ import time
 
 import msgspec
 
-from fleet.nemesis import MODES, Trial, shrink, try_seed
+from fleet.nemesis import ALL_MODES, MODES, Trial, shrink, try_seed
 
 
 def main() -> int:
@@ -20,13 +20,19 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="processes (default: cores)"
     )
+    parser.add_argument(
+        "--mode",
+        choices=ALL_MODES,
+        action="append",
+        help="which world, may be repeated (default: all but week)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
     started_s = time.monotonic()
     jobs = [
         (seed, mode)
         for seed in range(arguments.first, arguments.first + arguments.seeds)
-        for mode in MODES
+        for mode in arguments.mode or MODES
     ]
     broken: list[Trial] = []
     played = 0

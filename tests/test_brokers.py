@@ -98,7 +98,14 @@ def test_a_federation_works_where(
     close.append(broker)
     broker.start()
     federated = Federated(
-        tmp_path, broker.url, task=ToyTask(hidden=HIDDEN), codec="f16", packet_bytes_max=16_384
+        tmp_path,
+        broker.url,
+        devices=2,
+        cohort=2,
+        deadline_s=120.0,
+        task=ToyTask(hidden=HIDDEN),
+        codec="f16",
+        packet_bytes_max=16_384,
     )
     close.append(federated)
     plays(federated)
@@ -110,7 +117,7 @@ def test_a_federation_works_where_mqtt_5_is_refused(tmp_path: Path, close: list[
     broker.start()
     relay = Relay(broker.port, mqtt5=False)
     close.append(relay)
-    federated = Federated(tmp_path, relay.url)
+    federated = Federated(tmp_path, relay.url, devices=2, cohort=2)
     close.append(federated)
     plays(federated)
 
@@ -124,6 +131,9 @@ def test_a_federation_works_where_the_broker_forgets_all_in_mid_round(
     federated = Federated(
         tmp_path,
         broker.url,
+        devices=2,
+        cohort=2,
+        deadline_s=120.0,
         task=ToyTask(hidden=HIDDEN),
         codec="f16",
         packet_bytes_max=SMALLEST,
@@ -148,7 +158,7 @@ def test_nothing_is_retained_and_no_subscription_is_shared(
     broker = TunedBroker({})
     close.append(broker)
     broker.start()
-    federated = Federated(tmp_path, broker.url)
+    federated = Federated(tmp_path, broker.url, devices=2, cohort=2)
     close.append(federated)
     plays(federated)
     assert federated.devices[0].leave()

@@ -118,7 +118,7 @@ def test_a_device_says_what_is_wrong_goes_on_trying_and_works_when_it_is_right(
         ca=ours.path,
     )
     close.append(federated)
-    device = federated.device(0)
+    device = federated.enrolled(0)
     for wrong, words in ((ports[0], "certificate verify"), (ports[1], "not valid for")):
         relay.redirect(wrong)
         device.start()
@@ -150,7 +150,7 @@ def test_enrolment_says_that_the_broker_is_not_trusted(tmp_path: Path, close: li
     federated = Federated(tmp_path, broker.url, devices=1, ca=ours.path)
     close.append(federated)
     with pytest.raises(EnrolmentError, match="is not trusted") as caught:
-        federated.device(0, broker=f"mqtts://{HOST}:{listener.port}", enrol_s=3.0)
+        federated.enrolled(0, broker=f"mqtts://{HOST}:{listener.port}", enrol_s=3.0)
     assert "\n" not in str(caught.value)
     assert listener.heard == b""
 

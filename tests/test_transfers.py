@@ -53,6 +53,7 @@ def large(directory: Path, broker: EmbeddedBroker, relay: Relay, close: list[Any
         broker.url,
         devices=1,
         rounds=1,
+        deadline_s=120.0,
         task=ToyTask(hidden=HIDDEN),
         codec="raw",
         packet_bytes_max=PACKET_BYTES,
@@ -74,7 +75,7 @@ def test_a_device_that_roams_in_mid_upload_sends_what_is_missing(
     relay = Relay(broker.port, cut_at_bytes=PAYLOAD_BYTES // 2)
     close.append(relay)
     federated = large(tmp_path, broker, relay, close)
-    federated.device(0).start()
+    federated.enrolled(0).start()
     assert relay.was_cut.wait(60.0)
     relay.mend(source="127.0.0.2")
     until(lambda: federated.devices[0].model.version == 1, "the release")
@@ -89,7 +90,7 @@ def test_a_broker_that_is_killed_in_mid_upload_costs_a_few_chunks(
     relay = Relay(broker.port, cut_at_bytes=PAYLOAD_BYTES // 2)
     close.append(relay)
     federated = large(tmp_path, broker, relay, close)
-    federated.device(0).start()
+    federated.enrolled(0).start()
     assert relay.was_cut.wait(60.0)
     broker.kill()
     relay.mend()
@@ -112,12 +113,13 @@ def test_a_download_that_kill_9_cuts_at_half_goes_on_from_there(
         devices=2,
         cohort=1,
         rounds=1,
+        deadline_s=120.0,
         task=ToyTask(hidden=HIDDEN),
         codec="raw",
         packet_bytes_max=PACKET_BYTES,
     )
     close.append(federated)
-    federated.device(0).start()
+    federated.enrolled(0).start()
     until(lambda: federated.devices[0].model.version == 1, "a version to download")
     (tmp_path / "large.py").write_text(
         f"from fleet.toy import ToyTask\ntask = ToyTask(hidden={HIDDEN})\n"
@@ -171,6 +173,7 @@ def test_an_upload_holds_a_window_of_chunks_in_memory(
         broker.url,
         devices=1,
         rounds=1,
+        deadline_s=120.0,
         task=ToyTask(hidden=4 * HIDDEN),
         codec="raw",
         device_broker=relay.url,

@@ -35,16 +35,12 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from wire import limits
 from wire.errors import PotluckError
+from wire.guarded_client import GuardedClient
 from wire.window import Window
 
 RECONNECT_S_MIN = 1
 RECONNECT_S_MAX = 60
 KEEPALIVE_S = 60
-# A slow link, and a small processor on the other side; `stop` waits for no longer.
-HANDSHAKE_S = 10.0
-# How often paho looks whether a ping is due, with nothing to send or read; its own second costs an
-# idle device more than all else. A ping may be late by half the keepalive.
-PING_LOOK_S = 5.0
 _UNSUPPORTED_VERSION = 132  # MQTT 5 reason code, which paho also gives for 3.1.1's code 1
 _PUBACK_BYTES = 4
 _HANG_UPS_MAX = 2
@@ -133,45 +129,6 @@ def why_not(address: BrokerAddress, error: OSError) -> str:
             return f"no broker at {where}: {error.strerror or error}"
 
 
-class _Client(Client):
-    """paho's client, but that its thread sleeps until there is something to do.
-
-    And it says why it could not connect, and leaves no socket behind.
-    """
-
-    address: BrokerAddress
-    failure = ""
-
-    def loop_forever(
-        self,
-        timeout: float = PING_LOOK_S,
-        retry_first_connection: bool = False,  # noqa: FBT001, FBT002 - paho's own
-    ) -> MQTTErrorCode:
-        """As paho's; whoever publishes or disconnects still wakes it at once."""
-        return super().loop_forever(timeout, retry_first_connection)
-
-    def reconnect(self) -> MQTTErrorCode:
-        """Connect; what went wrong is kept for `on_connect_fail`, in words."""
-        try:
-            return super().reconnect()
-        except OSError as error:
-            self.failure = why_not(self.address, error)
-            raise
-
-    def _ssl_wrap_socket(self, tcp_sock: Socket) -> ssl.SSLSocket:
-        context: Any = self._ssl_context
-        tls: ssl.SSLSocket = context.wrap_socket(
-            tcp_sock, server_hostname=self.address.host, do_handshake_on_connect=False
-        )
-        try:
-            tls.settimeout(HANDSHAKE_S)
-            tls.do_handshake()
-        except OSError:
-            tls.close()
-            raise
-        return tls
-
-
 def publish_packet_bytes(topic: str, payload_bytes: int, *, mqtt5: bool) -> int:
     """Size of a QoS 1 PUBLISH packet (MQTT 5.0, section 3.3; 3.1.1 has no property length)."""
     remaining = 2 + len(topic.encode()) + 2 + (1 if mqtt5 else 0) + payload_bytes
@@ -247,15 +204,16 @@ class MqttLink:
 
     # -- making the client -------------------------------------------------------------------
 
-    def _make_client(self) -> _Client:
-        client = _Client(
+    def _make_client(self) -> GuardedClient:
+        client = GuardedClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=self._protocol,
             clean_session=None if self._mqtt5 else True,
             reconnect_on_failure=True,
         )
-        client.address = self._address
+        client.host = self._address.host
+        client.packet_bytes_max = max(self._packet_bytes_max, limits.PACKET_BYTES_MAX_DEFAULT)
         client.max_inflight_messages_set(limits.CHUNKS_IN_FLIGHT_MAX)
         client.reconnect_delay_set(RECONNECT_S_MIN, RECONNECT_S_MAX)
         client.on_connect = self._connected
@@ -452,7 +410,8 @@ class MqttLink:
         self._on_up(self._allowed_bytes)
 
     def _connect_failed(self, client: Client, _userdata: Any) -> None:
-        self._on_down(str(getattr(client, "failure", "")))
+        failure = getattr(client, "failure", None)
+        self._on_down("no connection" if failure is None else why_not(self._address, failure))
 
     def _disconnected(
         self,

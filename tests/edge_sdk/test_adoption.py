@@ -25,7 +25,7 @@ from edge_sdk.journal import Enrolment, SqliteJournal
 from edge_sdk.models import FileShelf
 from edge_sdk.release_check import CHECK_S_MAX, Checked, CheckFailed, CheckWork
 from edge_sdk.signals import Adopt, GateClosed, GateOpened, Vetoed
-from edge_sdk.work import Work, could_not_begin, round_of
+from edge_sdk.work import Work, gave_up, round_of
 from fleet import StubCrypto
 from fleet.toy import ToyTask
 from wire import frames, tensors_digest
@@ -121,11 +121,11 @@ def test_a_gate_that_closes_stops_a_check_which_begins_anew() -> None:
     assert isinstance(bench.run(), Vetoed)
 
 
-def test_a_check_that_could_not_begin_is_tried_again_a_while_later() -> None:
+def test_a_check_that_gave_up_is_tried_again_a_while_later() -> None:
     bench = Bench()
     bench.adoption.want(ADOPT, is_here=True)
     bench.look()
-    refused = could_not_begin(bench.started[0], "still_stopping")
+    refused = gave_up(bench.started[0], "still_stopping")
     assert bench.adoption.check_done(bench.started[0], refused, 5.0) is None
     assert bench.timers == {RELEASE_CHECK: 5.0 + CHECK_AGAIN_S}
     bench.look()

@@ -24,7 +24,7 @@ from edge_sdk import (
 )
 from edge_sdk.journal import SqliteJournal
 from fleet.toy import ToyTask
-from tests.edge_sdk.test_device import Federated
+from tests.support.federated import Federated
 from tests.support.processes import until
 from wire import Manifest, Plan, Report
 
@@ -39,7 +39,7 @@ def broker() -> Iterator[EmbeddedBroker]:
 
 @pytest.fixture
 def federated(tmp_path: Path, broker: EmbeddedBroker) -> Iterator[Federated]:
-    running = Federated(tmp_path, broker)
+    running = Federated(tmp_path, broker.url)
     yield running
     running.close()
 
@@ -262,7 +262,7 @@ def test_fine_tuning_takes_turns_with_rounds_and_the_app_sees_what_it_made(
     tmp_path: Path, broker: EmbeddedBroker
 ) -> None:
     task = CountingTask()
-    federated = Federated(tmp_path, broker, task=task)
+    federated = Federated(tmp_path, broker.url, task=task)
     try:
         device = federated.device(1)
         device.enroll(federated.tokens)

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator import EmbeddedBroker, Gateway, init_state, load_identity, make_tokens
-from coordinator.config import Federation, FederationConfig, Rounds
-from coordinator.identity import write_tokens
+from coordinator import EmbeddedBroker
 from edge_sdk import (
     Conditions,
     Device,
@@ -33,76 +31,12 @@ from edge_sdk._priority import NICE
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import GATE_EVERY_S
 from fleet.toy import ToyTask
+from tests.support.federated import Federated
 from tests.support.processes import until
-from wire import Ed25519, Report, SystemSecrets
+from wire import Report
 from wire.lock import AlreadyRunningError
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
-
-
-class Federated:
-    """A coordinator on a thread of its own, and a folder for devices."""
-
-    def __init__(
-        self, directory: Path, broker: EmbeddedBroker, *, cohort: int = 1, task: Any = None
-    ) -> None:
-        self.task = task or ToyTask()
-        self.directory = directory
-        self.broker = broker
-        self.reports: list[Report] = []
-        self._stop = threading.Event()
-        self._config = FederationConfig(
-            federation=Federation(name="toy"),
-            rounds=Rounds(count=2, cohort=cohort, quorum=1.0, deadline_s=30.0),
-        )
-        init_state(directory / "coordinator", SystemSecrets())
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        assert self._ready.wait(10.0)
-
-    def _run(self) -> None:
-        gateway = Gateway(
-            config=self._config,
-            task=self.task,
-            state_dir=self.directory / "coordinator",
-            crypto=Ed25519(),
-            observe=self.reports.append,
-            broker=self.broker.url,
-        )
-        tokens = make_tokens(
-            gateway.store,
-            load_identity(self.directory / "coordinator", Ed25519()),
-            count=4,
-            broker=self.broker.url,
-            secrets=SystemSecrets(),
-            now_s=time.time(),
-        )
-        write_tokens(self.directory / "tokens", tokens)
-        self._ready.set()
-        try:
-            gateway.run(self._stop.is_set, stay=True)
-        finally:
-            gateway.stop()
-
-    def device(self, number: int, task: Any = None, **options: Any) -> Device:
-        """A device in its own directory."""
-        return Device(
-            task or self.task,
-            self.directory / f"device-{number}",
-            info=DeviceInfo(seed=number),
-            **options,
-        )
-
-    @property
-    def tokens(self) -> Path:
-        """Four one-time tokens."""
-        return self.directory / "tokens"
-
-    def close(self) -> None:
-        """Stop the coordinator."""
-        self._stop.set()
-        self._thread.join()
 
 
 @pytest.fixture
@@ -113,7 +47,7 @@ def broker() -> Iterator[EmbeddedBroker]:
 
 @pytest.fixture
 def federated(tmp_path: Path, broker: EmbeddedBroker) -> Iterator[Federated]:
-    running = Federated(tmp_path, broker)
+    running = Federated(tmp_path, broker.url)
     yield running
     running.close()
 

@@ -14,7 +14,8 @@ from edge_sdk.energy import Energy
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import GATE_EVERY_S
 from wire import BrokerAddress, MqttLink, Report, Traffic
-from wire.link import KEEPALIVE_S, PING_LOOK_S
+from wire.guarded_client import PING_LOOK_S
+from wire.link import KEEPALIVE_S
 from wire.lock import InstanceLock
 
 HOUR_S = 3_600.0

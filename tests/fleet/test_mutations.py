@@ -22,12 +22,11 @@ from coordinator.releases import Releases
 from coordinator.service import Coordinator
 from coordinator.signals import Commit, Committed, Resume, UpdateArrived
 from coordinator.store import DiskFullError, Store
-from edge_sdk import Policy, releasing, session
+from edge_sdk import Policy, _gatekeeper, releasing, session
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.journal import MemoryJournal
 from edge_sdk.policy import judge
 from edge_sdk.signals import NOTHING, LinkUp, Spent, Trained, VetoedRelease
-from fleet import device_host
 from fleet.nemesis import Mode, try_seed
 from quantization import Accumulator, Portion
 from wire import Persist, Publish, Rule, WakeAt, Woke, chunks, identity
@@ -323,11 +322,7 @@ def training_goes_on_with_its_budget_spent(patch: Patch) -> None:
     def wrong(policy: Policy, *args: Any, **named: Any) -> Any:
         return right(replace(policy, training_s_per_day_max=0.0), *args, **named)
 
-    patch.setattr(device_host, "judge", wrong)
-
-
-def releases_fetched_with_a_spent_budget(patch: Patch) -> None:
-    patch.setattr(session, "_BYTES_ARE_SHORT", frozenset())
+    patch.setattr(_gatekeeper, "judge", wrong)
 
 
 def timers_left_where_they_were_when_the_clock_was_set(patch: Patch) -> None:
@@ -504,7 +499,6 @@ MISTAKES: tuple[Callable[[Patch], None], ...] = (
     budget_forgotten_on_reboot,
     budget_of_a_day_that_a_clock_step_ends,
     training_goes_on_with_its_budget_spent,
-    releases_fetched_with_a_spent_budget,
     timers_left_where_they_were_when_the_clock_was_set,
     damaged_models_taken_for_good,
     full_disk_ends_the_process,

@@ -55,13 +55,15 @@ class Federated:
         directory: for everybody's state.
         broker: the coordinator's URL.
         devices: how many tokens there are.
-        cohort: how many take part in a round; 0 is all of them.
+        cohort: how many take part in a round.
         rounds: how many.
+        deadline_s: of each.
         task: the task object.
         codec: both ways.
         packet_bytes_max: of the federation's file.
         device_broker: where devices find the broker, if not where the coordinator does.
         ca: a CA's file for devices, for `mqtts://`, in place of the federation's own.
+        made_before_s: how old the tokens are.
     """
 
     def __init__(
@@ -69,27 +71,30 @@ class Federated:
         directory: Path,
         broker: str,
         *,
-        devices: int = 2,
-        cohort: int = 0,
+        devices: int = 4,
+        cohort: int = 1,
         rounds: int = 2,
+        deadline_s: float = 30.0,
         task: Any = None,
         codec: str = "auto",
         packet_bytes_max: int = 131_072,
         device_broker: str | None = None,
         ca: Path | None = None,
+        made_before_s: float = 0.0,
     ) -> None:
         self.directory = directory
+        self.task = task or ToyTask()
         self.reports: list[Report] = []
         self.devices: list[Device] = []
         self.said: dict[int, list[Report]] = {}
-        self._task = task or ToyTask()
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._count = devices
         self._broker, self._device_broker, self._ca = broker, device_broker or broker, ca
+        self._made_before_s = made_before_s
         self._config = FederationConfig(
             federation=Federation(name="toy"),
-            rounds=Rounds(count=rounds, cohort=cohort or devices, quorum=1.0, deadline_s=120.0),
+            rounds=Rounds(count=rounds, cohort=cohort, quorum=1.0, deadline_s=deadline_s),
             uplink=Uplink(codec=codec),
             downlink=Downlink(codec=codec),
             broker=Broker(packet_bytes_max=packet_bytes_max),
@@ -102,7 +107,7 @@ class Federated:
     def _run(self) -> None:
         gateway = Gateway(
             config=self._config,
-            task=self._task,
+            task=self.task,
             state_dir=self.directory / "coordinator",
             crypto=Ed25519(),
             observe=self.reports.append,
@@ -114,7 +119,7 @@ class Federated:
             count=self._count,
             broker=self._device_broker,
             secrets=SystemSecrets(),
-            now_s=time.time(),
+            now_s=time.time() - self._made_before_s,
         )
         if self._ca is not None:
             ca = self._ca.read_text()
@@ -126,24 +131,32 @@ class Federated:
         finally:
             gateway.stop()
 
-    def device(self, number: int, *, enrol_s: float = 30.0, **options: Any) -> Device:
-        """A device in its own directory, enrolled; the same one again after a reboot."""
-        said = self.said.setdefault(number, [])
-        device = Device(
-            self._task,
+    @property
+    def tokens(self) -> Path:
+        """One-time tokens."""
+        return self.directory / "tokens"
+
+    def device(self, number: int, task: Any = None, **options: Any) -> Device:
+        """A device in its own directory; the same one again after a reboot."""
+        return Device(
+            task or self.task,
             self.directory / f"device-{number}",
             info=DeviceInfo(index=number, seed=number),
-            on_report=said.append,
             **options,
         )
-        device.enroll(self.directory / "tokens", timeout_s=enrol_s)
+
+    def enrolled(self, number: int, *, enrol_s: float = 30.0, **options: Any) -> Device:
+        """One that is enrolled, that is stopped with the federation, and whose words are kept."""
+        said = self.said.setdefault(number, [])
+        device = self.device(number, on_report=said.append, **options)
+        device.enroll(self.tokens, timeout_s=enrol_s)
         self.devices.append(device)
         return device
 
     def start_all(self) -> None:
-        """Every device is there."""
+        """There is a device for every token."""
         for number in range(self._count):
-            self.device(number).start()
+            self.enrolled(number).start()
 
     def rows(self) -> list[UpdateRow]:
         """The ledger so far."""
