@@ -244,6 +244,7 @@ class MqttLink:
         """Connect again."""
         if self._threaded and not self._stopped:
             self._client.loop_stop()  # its thread has long ended
+            self._client = self._make_client()  # started twice, one would lose its sockets
             self.start()
 
     def connect(self) -> None:
