@@ -263,6 +263,8 @@ class MqttLink:
 
         A link that was stopped may be started again.
         """
+        if self._stopped:
+            self._client = self._make_client()  # paho's, started twice, loses its sockets
         self._threaded, self._stopped = True, False
         self._client.connect_async(
             self._address.host,

@@ -15,6 +15,7 @@ from edge_sdk.journal import MemoryJournal, SqliteJournal
 from edge_sdk.signals import GateClosed, GateOpened
 from tests.support.federated import Federated
 from tests.support.processes import until
+from wire import Report
 from wire.token import TokenFileError
 
 YEAR_S = 365.25 * 86_400.0
@@ -208,3 +209,49 @@ def test_work_is_looked_at_when_its_seconds_are_used_up_and_not_later() -> None:
     keeper.look(Moment(1.5, MONDAY_S, 0.0))
     assert keeper.due_s == pytest.approx(1.7)
     assert keeper.look(Moment(1.7, MONDAY_S, 0.0)) == GateClosed("training_budget_spent")
+
+
+@pytest.mark.live
+@pytest.mark.timeout(90)
+def test_a_device_whose_bytes_are_spent_hangs_up_until_the_next_day_and_can_leave(
+    tmp_path: Path, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_sdk._gatekeeper.GATE_EVERY_S", 0.05)
+    # Invitations that the bytes do not do for are turned down again and again, and cost some.
+    monkeypatch.setattr("edge_sdk.session.TURN_DOWN_PAUSE_S", 0.05)
+    days = [0]
+
+    class Clock:
+        def __getattr__(self, name: str) -> object:
+            return getattr(time, name)
+
+        def time(self) -> float:
+            return time.time() + 86_400.0 * days[0]
+
+    monkeypatch.setattr("edge_sdk._running.time", Clock())
+    federated = Federated(tmp_path, broker, rounds=30, deadline_s=4.0)
+    reports: list[Report] = []
+    try:
+        budget = 8_000
+        device = federated.device(
+            1, policy=Policy(bytes_per_day_max=budget), on_report=reports.append
+        )
+        device.enroll(federated.tokens)
+        device.start()
+        for day in range(2):
+            days[0] = day
+            before = device.status.counted
+            until(lambda b=before: device.status.counted > b, "an update")  # type: ignore[misc] # bound at once
+            until(lambda: device.status.waits == "byte_budget_spent", "the bytes to be spent")
+            running = device._current
+            assert running is not None
+            until(lambda r=running: not r.link.up, "the link to be down")  # type: ignore[misc] # as above
+        assert not any(report.what == "broker_down" for report in reports)
+        journal = SqliteJournal(device.state_dir, read_only=True)
+        spent = journal.spent_by_day()
+        journal.close()
+        assert len(spent) == 2
+        assert all(each.traffic_bytes <= budget + 256 for each in spent.values())
+        assert device.leave()
+    finally:
+        federated.close()
