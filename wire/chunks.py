@@ -36,6 +36,13 @@ def missing(received: bytes, count: int) -> Iterator[int]:
             yield index
 
 
+def held(received: bytes, count: int) -> Iterator[int]:
+    """The chunks that a bitmap has, in order; what it says of others means nothing."""
+    for index in range(min(count, 8 * len(received))):
+        if received[index >> 3] >> (index & 7) & 1:
+            yield index
+
+
 class Room(Protocol):
     """Where a transfer's bytes are kept until all of them are here."""
 
@@ -83,6 +90,7 @@ class Reassembly:
         payload_digest: SHA-256 of the whole, 32 bytes.
         payload_bytes_max: what the receiver is ready to hold.
         room: where to keep it; memory, when nobody says.
+        received: the bitmap of the chunks that the room holds already.
 
     Raises:
         TooLargeError: the announcement passes a bound; nothing has been allocated.
@@ -96,6 +104,7 @@ class Reassembly:
         *,
         payload_bytes_max: int,
         room: Room | None = None,
+        received: bytes = b"",
     ) -> None:
         if payload_bytes > payload_bytes_max:
             raise TooLargeError(f"a payload of {payload_bytes} bytes, at most {payload_bytes_max}")
@@ -107,7 +116,9 @@ class Reassembly:
         self.payload_digest = payload_digest
         self._room = MemoryRoom(payload_bytes) if room is None else room
         self._bitmap = bytearray(-(-self.count // 8))
-        self._held = 0
+        for index in held(received, self.count):
+            self._bitmap[index >> 3] |= 1 << (index & 7)
+        self._held = sum(byte.bit_count() for byte in self._bitmap)
 
     @property
     def received(self) -> bytes:
