@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wire.artefact import Artefact, ArtefactInfo
 from wire.chunks import Reassembly, chunk_bytes_for, chunk_count
+from wire.description import Description, read_description
 from wire.effects import CancelWake, Effect, Persist, Publish, Report, WakeAt, Woke
 from wire.errors import (
     BadCompressionError,
@@ -50,6 +51,7 @@ __all__ = [
     "BrokerAddressError",
     "CancelWake",
     "Crypto",
+    "Description",
     "DigestMismatchError",
     "DuplicateError",
     "Ed25519",
@@ -96,6 +98,7 @@ __all__ = [
     "coordinator_id",
     "device_id",
     "draw",
+    "read_description",
     "tensors_digest",
     "token_proof",
     "update_id",
