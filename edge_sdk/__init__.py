@@ -6,7 +6,7 @@ heavier than the base install is imported.
 """
 
 from edge_sdk.callable_trainer import CallableTrainer, FreshTrainer
-from edge_sdk.device import Device, DeviceError, DeviceStatus, read_status
+from edge_sdk.device import Device, DeviceError, DeviceStatus, NoModelYetError, read_status
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.enrolment import EnrolmentError
 from edge_sdk.example_store import ExampleStore, ExampleStoreError
@@ -23,6 +23,7 @@ from edge_sdk.trainer import (
     Task,
     TaskError,
     Trainer,
+    TrainerTask,
     TrainingStoppedError,
     TrainResult,
     load_task,
@@ -45,6 +46,7 @@ __all__ = [
     "FreshTrainer",
     "JournalError",
     "Model",
+    "NoModelYetError",
     "NumpyTrainer",
     "Policy",
     "PolicyError",
@@ -55,6 +57,7 @@ __all__ = [
     "TorchTrainer",
     "TrainResult",
     "Trainer",
+    "TrainerTask",
     "TrainingStoppedError",
     "load_task",
     "manifest_of",

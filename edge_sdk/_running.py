@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from edge_sdk._gatekeeper import Gatekeeper, Moment
 from edge_sdk._priority import lower_this_thread
+from edge_sdk.described import DescribedDriver
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import Energy
 from edge_sdk.journal import SqliteJournal
@@ -39,7 +40,7 @@ _log = logging.getLogger("potluck.device")
 class Running:
     """What exists while a device runs; everything but the link's callbacks is on one thread."""
 
-    driver: DeviceDriver
+    driver: DeviceDriver | DescribedDriver
     link: "MqttLink"
 
     def __init__(

@@ -4,6 +4,7 @@ Everything that goes on while it runs is in `_running`, on threads of its own.
 """
 
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -13,16 +14,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_sdk._running import Running
+from edge_sdk.described import DescribedDriver
+from edge_sdk.description import FileDescriptions
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import energy_of
 from edge_sdk.enrolment import CA_FILE, EnrolmentError, enrol, tls_files
 from edge_sdk.example_store import ExampleStore, ExampleStoreError
 from edge_sdk.journal import JOURNAL_FILE, Enrolment, SqliteJournal
 from edge_sdk.models import FileShelf
+from edge_sdk.newcomer import Newcomer
+from edge_sdk.parts import PartFiles
 from edge_sdk.policy import SECONDS_PER_DAY, Policy, Source, conditions_from, sense
-from edge_sdk.session import Phase
 from edge_sdk.signals import ForgetUpdate
-from edge_sdk.trainer import DeviceInfo, Model, Task, load_task, read_only
+from edge_sdk.trainer import DeviceInfo, Model, TrainerTask, load_task, read_only
 from wire import (
     Crypto,
     Ed25519,
@@ -36,11 +40,17 @@ from wire.lock import LOCK_FILE, InstanceLock
 from wire.token import TokenFileError, read_tokens
 
 _MODELS: Final = "models"
+# In it: what has arrived of a description.
+_PARTS: Final = "description"
 _log = logging.getLogger("potluck.device")
 
 
 class DeviceError(PotluckError):
     """The device cannot run; the text says why and what to do."""
+
+
+class NoModelYetError(DeviceError):
+    """The model comes from the coordinator, and is not here yet: let the device run."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,8 @@ class DeviceStatus:
     `spent_bytes_today` are MQTT bytes both ways in the current UTC day, `spent_joules_today` the
     estimated energy beyond idling, `spent_training_s_today` seconds of training and evaluation.
     `waits` is why it begins nothing, a word of `edge_sdk.reasons`, as of its last look at its
-    rules; empty when it may.
+    rules; empty when it may. `description` is the digest (hex) of the description that the model is
+    from; empty when the task has a model of its own, or nothing has come yet.
     """
 
     device: str | None
@@ -68,6 +79,7 @@ class DeviceStatus:
     spent_joules_today: float
     spent_training_s_today: float
     history: tuple[ForgetUpdate, ...]
+    description: str = ""
 
 
 def read_status(state_dir: Path | str) -> DeviceStatus:
@@ -100,6 +112,7 @@ def read_status(state_dir: Path | str) -> DeviceStatus:
             spent_joules_today=round(spent.joules, 3),
             spent_training_s_today=round(spent.training_s, 3),
             history=tuple(history),
+            description=journal.description().hex(),
         )
     finally:
         journal.close()
@@ -109,7 +122,8 @@ class Device:
     """One device of a federation.
 
     Args:
-        task: an object with `model` and `trainer`, or its name, `module:object`.
+        task: an object with `trainer` and, unless the model comes from the coordinator, `model`; or
+            its name, `module:object`.
         state_dir: where key, journal and models are kept; one device each.
         policy: what the owner allows.
         conditions: asked every few seconds what the device is like; the operating system's own
@@ -126,7 +140,7 @@ class Device:
 
     def __init__(
         self,
-        task: Task | str,
+        task: TrainerTask | str,
         state_dir: Path | str,
         *,
         policy: Policy | None = None,
@@ -139,7 +153,9 @@ class Device:
         crypto: Crypto | None = None,
         secrets: SecretSource | None = None,
     ) -> None:
-        self.task: Any = load_task(task) if isinstance(task, str) else task
+        self.task: Any = task
+        if isinstance(task, str):
+            self.task = load_task(task, needs_model=False)
         self.state_dir = Path(state_dir)
         self.policy = policy or Policy()
         self.error: PotluckError | None = None
@@ -256,6 +272,10 @@ class Device:
         """The released model: `.version`, `.tensors`, `.path`. Safe from any thread.
 
         It changes only when the coordinator releases a version, never in the middle of training.
+
+        Raises:
+            NoModelYetError: the task has no model, and none has come from the coordinator yet.
+            DeviceError: the task's model is none.
         """
         if self._model is None:
             self._model = self._stored_model()
@@ -302,26 +322,39 @@ class Device:
 
     # -- the thread --------------------------------------------------------------------------
 
-    def _task_manifest(self) -> Manifest:
-        if self._manifest is None:
+    def _task_manifest(self) -> Manifest | None:
+        """The task's own; None when the model comes from the coordinator."""
+        make = getattr(self.task, "model", None)
+        if self._manifest is None and make is not None:
             try:
-                self._manifest = self.task.model()
+                self._manifest = make()
             except Exception as error:
                 raise DeviceError(f"task.model() raised {type(error).__name__}: {error}") from error
-        if not isinstance(self._manifest, Manifest):
+        if self._manifest is not None and not isinstance(self._manifest, Manifest):
             raise DeviceError("task.model() did not return a wire.Manifest")
         return self._manifest
 
     def _stored_model(self) -> Model:
         manifest = self._task_manifest()
-        version = 0
+        version, digest = 0, ""
         with contextlib.suppress(PotluckError):
-            version = read_status(self.state_dir).model_version
+            status = read_status(self.state_dir)
+            version, digest = status.model_version, status.description
+        if manifest is None:
+            manifest = self._descriptions().load(bytes.fromhex(digest)) if digest else None
+        if manifest is None:
+            raise NoModelYetError(
+                f"{self.state_dir}: no model yet: it comes from the coordinator, once the device"
+                " has run with a link"
+            )
         shelf = FileShelf(self.state_dir / _MODELS, manifest.schema)
         shared = shelf.load(version) if version else None
         tensors = manifest.complete(shared or {}, shelf.personal())
         path = shelf.path(version) if shared else None
         return Model(version if shared else 0, read_only(tensors), path, manifest.artefact)
+
+    def _descriptions(self) -> FileDescriptions:
+        return FileDescriptions(self.state_dir / _MODELS)
 
     def _prepare(self) -> Running:
         manifest = self._task_manifest()
@@ -337,10 +370,12 @@ class Device:
         self._revoked.clear()
         self.error = None
         self._current = running
-        self._model = running.driver.released
+        self._model = running.driver.released or self._model
         return running
 
-    def _assemble(self, manifest: Manifest, lock: InstanceLock, journal: SqliteJournal) -> Running:
+    def _assemble(
+        self, manifest: Manifest | None, lock: InstanceLock, journal: SqliteJournal
+    ) -> Running:
         from wire import BrokerAddress, MqttLink  # noqa: PLC0415 - paho-mqtt, loaded when it is used
 
         enrolment = journal.enrolment
@@ -355,20 +390,49 @@ class Device:
             energy=energy_of(self._device_class),
             observe=self._observe,
         )
-        running.driver = DeviceDriver(
-            manifest=manifest,
-            make_trainer=lambda: self.task.trainer(self._info),
-            journal=journal,
-            shelf=FileShelf(self.state_dir / _MODELS, manifest.schema),
-            enrolment=enrolment,
-            signer=self._crypto.signer(journal.identity_key(self._secrets.token(32))),
-            crypto=self._crypto,
-            publish=running.publish,
-            start_work=running.start_work,
-            observe=self._observe,
-            device_class=self._device_class,
-            means=running.gatekeeper.means,
-        )
+        signer = self._crypto.signer(journal.identity_key(self._secrets.token(32)))
+
+        def make_driver(manifest: Manifest, description_digest: bytes = b"") -> DeviceDriver:
+            info = dataclasses.replace(self._info, manifest=manifest)
+            return DeviceDriver(
+                manifest=manifest,
+                make_trainer=lambda: self.task.trainer(info),
+                journal=journal,
+                shelf=FileShelf(self.state_dir / _MODELS, manifest.schema),
+                enrolment=enrolment,
+                signer=signer,
+                crypto=self._crypto,
+                publish=running.publish,
+                start_work=running.start_work,
+                observe=self._observe,
+                device_class=self._device_class,
+                means=running.gatekeeper.means,
+                description_digest=description_digest,
+            )
+
+        def make_newcomer(have_digest: bytes) -> Newcomer:
+            return Newcomer(
+                have_digest=have_digest,
+                journal=journal,
+                descriptions=self._descriptions(),
+                enrolment=enrolment,
+                signer=signer,
+                crypto=self._crypto,
+                publish=running.publish,
+                observe=self._observe,
+                means=running.gatekeeper.means,
+                parts=PartFiles(self.state_dir / _MODELS / _PARTS),
+            )
+
+        if manifest is not None:
+            running.driver = make_driver(manifest)
+        else:
+            running.driver = DescribedDriver(
+                journal=journal,
+                descriptions=self._descriptions(),
+                make_driver=make_driver,
+                make_newcomer=make_newcomer,
+            )
         address = BrokerAddress.parse(self._broker or enrolment.broker)
         running.link = MqttLink(
             address,
@@ -387,8 +451,8 @@ class Device:
             running.link.start()
             while not self._stopping.is_set():
                 running.turn()
-                self._model = running.driver.released
-                if running.driver.session.phase is Phase.REVOKED:
+                self._model = running.driver.released or self._model
+                if running.driver.revoked:
                     self._revoked.set()
                     break
             running.farewell()

@@ -10,6 +10,7 @@ network sends is handled or counted and never raises.
 import functools
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Final
 
 import quantization
 from edge_sdk import session as machine
@@ -71,6 +72,7 @@ from wire import (
 )
 from wire.chunks import missing, split
 from wire.messages import (
+    Available,
     Chunk,
     EvaluateInvite,
     FetchRequest,
@@ -84,6 +86,9 @@ from wire.messages import (
     Revoked,
 )
 from wire.topics import Address
+
+# How a check-in is answered whose description is not the coordinator's.
+_OUTDATED: Final = (Available.KIND, "description_outdated")
 
 
 class DeviceDriver:
@@ -102,6 +107,11 @@ class DeviceDriver:
         observe: told every `Report`.
         device_class: a class of `device_profiles`, or "unknown".
         means: what is left of the day's budgets, from any thread.
+        description_digest: of the description that the manifest is from; empty when it is the
+            task's own.
+
+    Attributes:
+        outdated: whether the coordinator has said that it has another description by now.
     """
 
     def __init__(
@@ -119,6 +129,7 @@ class DeviceDriver:
         observe: Callable[[Report], None],
         device_class: str = "unknown",
         means: Callable[[], Means] = Means,
+        description_digest: bytes = b"",
     ) -> None:
         self.manifest = manifest
         self.schema = manifest.schema.shared
@@ -144,9 +155,10 @@ class DeviceDriver:
         self._adopting: Adopt | None = None
         self._events: deque[object] = deque()
         self._logged: set[str] = set()
-        self.session = self._boot(device_class)
+        self.outdated = False
+        self.session = self._boot(device_class, description_digest)
 
-    def _boot(self, device_class: str) -> machine.Session:
+    def _boot(self, device_class: str, description_digest: bytes) -> machine.Session:
         """The session as the journal has it; models that are damaged count as not there."""
         kept = self._journal.begin_boot()
         released = kept.released_version if self._load(kept.released_version) else 0
@@ -154,6 +166,7 @@ class DeviceDriver:
         return machine.start(
             schema_digest=bytes.fromhex(self.manifest.schema.digest),
             boot=kept.boot,
+            description_digest=description_digest,
             federation=self._up.scope,
             device=self._up.device,
             device_class=device_class,
@@ -176,6 +189,16 @@ class DeviceDriver:
     def next_wake_s(self) -> float | None:
         """When `wake` is due, unix seconds."""
         return min(self.timers.values(), default=None)
+
+    @property
+    def revoked(self) -> bool:
+        """Whether the device is out of the federation."""
+        return self.session.phase is machine.Phase.REVOKED
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is under way that would be lost, or sealed."""
+        return self.session.phase in machine.BETWEEN_WORK
 
     def will(self) -> tuple[str, bytes]:
         """The last will for a connection that is about to be made."""
@@ -223,9 +246,14 @@ class DeviceDriver:
             if address != self._down:
                 raise RemoteProtocolError(f"topic {topic[:64]!r} is not this device's")  # noqa: TRY301 - one place counts
             message = frames.open_frame(data, address, self._coordinator_key, self._crypto)
+            self.outdated |= self._is_outdated(message)
             self._on_message(message, now_s)
         except RemoteProtocolError as error:
             self._count_incident(error)
+
+    def _is_outdated(self, message: Message) -> bool:
+        says_so = isinstance(message, Refused) and (message.kind, message.reason) == _OUTDATED
+        return says_so and bool(self.session.description_digest)
 
     def _on_message(self, message: Message, now_s: float) -> None:
         match message:

@@ -118,6 +118,14 @@ class Journal(Protocol):
         """A day's sum so far."""
         ...
 
+    def description(self) -> bytes:
+        """The digest of the description that the model is from; empty for none."""
+        ...
+
+    def note_description(self, digest: bytes) -> None:
+        """Remember which description is stored."""
+        ...
+
     def spells(self) -> Spells:
         """When the gate was open, for forecasts."""
         ...
@@ -141,6 +149,7 @@ class MemoryJournal:
     _revoked: bool = False
     _spent: dict[int, Spent] = field(default_factory=dict)
     _spells: Spells = field(default_factory=Spells)
+    _description: bytes = b""
 
     def begin_boot(self) -> Kept:
         """Count a start, and say what is kept."""
@@ -196,6 +205,14 @@ class MemoryJournal:
     def spent(self, day: int) -> Spent:
         """A day's sum so far."""
         return self._spent.get(day, NOTHING)
+
+    def description(self) -> bytes:
+        """The digest of the description that the model is from."""
+        return self._description
+
+    def note_description(self, digest: bytes) -> None:
+        """Remember which description is stored."""
+        self._description = digest
 
     def spells(self) -> Spells:
         """When the gate was open."""
@@ -420,6 +437,14 @@ class SqliteJournal:
     def waits(self) -> str:
         """Why nothing was begun when the rules were last looked at."""
         return (self._fact("waits") or b"").decode()
+
+    def description(self) -> bytes:
+        """The digest of the description that the model is from; empty for none."""
+        return self._fact("description") or b""
+
+    def note_description(self, digest: bytes) -> None:
+        """Remember which description is stored."""
+        self._put("description", digest)
 
     def spells(self) -> Spells:
         """When the gate was open; none when what is kept cannot be read."""

@@ -70,6 +70,10 @@ class DeviceDisk(MemoryJournal):
         spent: Spent = self._write(lambda: super(DeviceDisk, self).spend(day, more))
         return spent
 
+    def note_description(self, digest: bytes) -> None:
+        """Remember which description is stored."""
+        self._write(lambda: super(DeviceDisk, self).note_description(digest))
+
     def live_through(self, spells: Spells) -> None:
         """What a device has lived before its world began: not a write of this one."""
         super().note_spells(spells)

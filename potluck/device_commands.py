@@ -137,6 +137,8 @@ def run_status(arguments: argparse.Namespace) -> int:
     if status.revoked is not None:
         print(f"revoked       {status.revoked}")
     print(f"model         version {status.model_version} (newest held: {status.held_version})")
+    if status.description:
+        print(f"description   {status.description[:16]}, from the coordinator")
     print(f"updates       {status.counted} counted, {sum(status.not_counted.values())} not")
     for reason, count in sorted(status.not_counted.items()):
         print(f"              {count} x {reason}")
