@@ -4,6 +4,7 @@ The same over a real broker (`fleet.loop`) and in virtual time (`fleet.world`). 
 bytes would cost the device in energy is added up from its profile.
 """
 
+import dataclasses
 import hashlib
 import os
 from collections import Counter
@@ -109,7 +110,7 @@ class EmulatedDevice(Generic[LinkT]):
         clock: Callable[[], float],
         fault: Fault | None,
     ) -> None:
-        self.info = info
+        self.info = dataclasses.replace(info, manifest=manifest)
         self.profile = profile
         self.name = enrolment.device
         self.counts = Counts()
