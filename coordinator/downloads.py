@@ -12,7 +12,6 @@ wait for it.
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 from coordinator.models import Download, Models
@@ -53,7 +52,7 @@ class _Wanted:
     chunk_bytes: int
     transfer_id: bytes
     received: bytes
-    chunks_max: int = limits.CHUNKS_PER_TRANSFER_MAX
+    bytes_max: int = limits.TRANSFER_BYTES_MAX
 
 
 @dataclass(slots=True)
@@ -64,6 +63,16 @@ class _Sending:
     payload: bytes
     wanted: _Wanted
     left: Iterator[int]
+
+
+def _within(wanted: _Wanted, left: Iterator[int], payload_bytes: int) -> Iterator[int]:
+    """The chunks, from the first on, that have no more bytes together than the device is for."""
+    bytes_left = wanted.bytes_max
+    for index in left:
+        bytes_left -= min(wanted.chunk_bytes, payload_bytes - index * wanted.chunk_bytes)
+        if bytes_left < 0:
+            return
+        yield index
 
 
 class Downloads:
@@ -144,17 +153,16 @@ class Downloads:
         count = chunk_count(len(bundle.payload), offer.chunk_bytes)
         if count > limits.CHUNKS_PER_TRANSFER_MAX:
             raise TooLargeError(f"{count} chunks, at most {limits.CHUNKS_PER_TRANSFER_MAX}")
-        chunks_max = count
+        bytes_max = limits.TRANSFER_BYTES_MAX
         if isinstance(message, DescriptionRequest):
-            is_known = message.have_digest == bundle.digest
-            chunks_max = 0 if is_known else message.bytes_max // offer.chunk_bytes
+            bytes_max = 0 if message.have_digest == bundle.digest else message.bytes_max
         resumed = message.transfer_id == offer.transfer_id
         wanted = _Wanted(
             have_version=have,
             chunk_bytes=offer.chunk_bytes,
             transfer_id=offer.transfer_id,
             received=message.received[: -(-count // 8)] if resumed else b"",
-            chunks_max=chunks_max,
+            bytes_max=bytes_max,
         )
         self._queue((device, version), wanted)
         self.send()
@@ -229,7 +237,7 @@ class Downloads:
             wanted = _Wanted(wanted.have_version, wanted.chunk_bytes, offer.transfer_id, b"")
             self._publish(offer, device)
         count = chunk_count(len(bundle.payload), wanted.chunk_bytes)
-        left = islice(missing(wanted.received, count), wanted.chunks_max)
+        left = _within(wanted, missing(wanted.received, count), len(bundle.payload))
         sending = _Sending(device, bundle.payload, wanted, left)
         self._sending = (key, sending)
         return sending

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from edge_sdk.parts import Part, PartStore, SpoiledPartError
 from wire import Manifest, Reassembly, chunk_count, limits, read_description
-from wire.chunks import MemoryRoom
+from wire.chunks import MemoryRoom, missing
 from wire.errors import RemoteProtocolError
 from wire.messages import Chunk, DescriptionOffer, DescriptionRequest, ModelOffer
 
@@ -135,6 +135,15 @@ class DescriptionDownload:
     def complete(self) -> bool:
         """Whether every chunk is here."""
         return self._reassembly is not None and self._reassembly.complete
+
+    @property
+    def next_chunk_bytes(self) -> int:
+        """How much the next chunk has that is missing; 0 before anything is announced."""
+        offer, reassembly = self._offer, self._reassembly
+        if offer is None or reassembly is None:
+            return 0
+        first = next(missing(reassembly.received, reassembly.count), 0)
+        return min(offer.chunk_bytes, offer.payload_bytes - first * offer.chunk_bytes)
 
     @property
     def digest(self) -> bytes:

@@ -23,7 +23,7 @@ from typing import Final
 
 from edge_sdk.description import DescriptionDownload, DescriptionShelf
 from edge_sdk.journal import Enrolment, Journal
-from edge_sdk.ladder import Means
+from edge_sdk.ladder import OVERHEAD, Means
 from edge_sdk.parts import PartStore, SpoiledPartError
 from edge_sdk.reasons import Reason
 from edge_sdk.session import ANSWER_S_MAX, ANSWER_S_MIN, FAILURE_PAUSE_S, SLOW_LINK_BYTES_PER_S
@@ -58,6 +58,8 @@ _PAUSE_S_MAX: Final = 21_600.0
 _DOUBLINGS_MAX: Final = 10
 # The day's bytes do not grow; there may be more of them tomorrow.
 _BUDGET_PAUSE_S: Final = 1_800.0
+# A request and its offer, and the packets around them.
+_ASKING_BYTES: Final = 1_024
 
 
 class Newcomer:
@@ -203,16 +205,18 @@ class Newcomer:
             return
         if not self._chunk_bytes:
             return
-        room = self._means().room.payload_bytes
-        most = limits.TRANSFER_BYTES_MAX if math.isinf(room) else int(room)
-        if most < limits.CHUNK_BYTES_MIN:
+        room = self._means().room.traffic_bytes
+        most = limits.TRANSFER_BYTES_MAX
+        if not math.isinf(room):
+            most = min(int((room - _ASKING_BYTES) / (1.0 + OVERHEAD)), most)
+        if most < max(self._download.next_chunk_bytes, 1):
             self._say("description_waits", Reason.BYTES_TOO_FEW)
             self._ask_at_s = now_s + _BUDGET_PAUSE_S
             return
         self._say("description_wanted", self._download.digest.hex()[:16])
         # A chunk is spent as a whole: no larger than what is left of the day.
-        chunk_bytes_max = min(self._chunk_bytes, most)
-        self._send(self._download.request(chunk_bytes_max, min(most, limits.TRANSFER_BYTES_MAX)))
+        chunk_bytes_max = min(self._chunk_bytes, max(most, limits.CHUNK_BYTES_MIN))
+        self._send(self._download.request(chunk_bytes_max, most))
         self._expects_offer = True
         patience_s = min(ANSWER_S_MIN * 2.0 ** min(self._tries, _DOUBLINGS_MAX), ANSWER_S_MAX)
         self._tries += 1

@@ -22,12 +22,15 @@ from device_profiles import (
     transfer_seconds,
 )
 from edge_sdk import DeviceDriver, DeviceInfo, Model
+from edge_sdk.description import DescriptionShelf, MemoryDescriptions
 from edge_sdk.journal import Enrolment, Journal
 from edge_sdk.ladder import Means
 from edge_sdk.models import ModelShelf
+from edge_sdk.newcomer import Newcomer
 from edge_sdk.signals import GateClosed, GateOpened, Trained
 from edge_sdk.work import TrainingWork, Work, WorkDone
 from fleet.attacks import ATTACKS, spoil
+from fleet.described import WorldDriver
 from fleet.faults import Fault
 from wire import Crypto, Manifest, Plan, Report, Signer, Tensors, Traffic, frames, topics
 from wire.messages import Leave
@@ -130,6 +133,7 @@ class EmulatedDevice(Generic[LinkT]):
         self._journal = journal
         self._shelf = shelf
         self.means: Callable[[], Means] = Means
+        self.descriptions: DescriptionShelf | None = None
         self._check_in_s = check_in_s
         self._start_work = start_work
         self.boot()
@@ -137,9 +141,35 @@ class EmulatedDevice(Generic[LinkT]):
 
     def boot(self) -> None:
         """Start, or start again after a crash, from what the journal holds."""
-        self.driver = DeviceDriver(
+        if self.descriptions is None:
+            self.driver: DeviceDriver | WorldDriver = self._make_driver(self._manifest)
+            return
+        self.driver = WorldDriver(
             manifest=self._manifest,
-            make_trainer=lambda: self._task.trainer(self.info),
+            journal=self._journal,
+            descriptions=self.descriptions,
+            make_driver=self._make_driver,
+            make_newcomer=self._make_newcomer,
+        )
+
+    def _make_newcomer(self, have_digest: bytes) -> Newcomer:
+        return Newcomer(
+            have_digest=have_digest,
+            journal=self._journal,
+            descriptions=self.descriptions or MemoryDescriptions(),
+            enrolment=self._enrolment,
+            signer=self._signer,
+            crypto=self._crypto,
+            publish=self._publish,
+            observe=self._observe,
+            means=lambda: self.means(),  # noqa: PLW0108 - a fleet sets it later
+        )
+
+    def _make_driver(self, manifest: Manifest, description_digest: bytes = b"") -> DeviceDriver:
+        info = dataclasses.replace(self.info, manifest=manifest)
+        return DeviceDriver(
+            manifest=manifest,
+            make_trainer=lambda: self._task.trainer(info),
             journal=self._journal,
             shelf=self._shelf,
             enrolment=self._enrolment,
@@ -150,6 +180,7 @@ class EmulatedDevice(Generic[LinkT]):
             observe=self._observe,
             device_class=self.profile.name,
             means=lambda: self.means(),  # noqa: PLW0108 - a fleet sets it later
+            description_digest=description_digest,
         )
 
     # -- link --------------------------------------------------------------------------------

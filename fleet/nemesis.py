@@ -22,6 +22,7 @@ from fleet.checkers import (
 )
 from fleet.crypto import StubCrypto
 from fleet.deeds import unleash
+from fleet.described import describe
 from fleet.faults import GATEWAY, Event, EventKind
 from fleet.network import Weather
 from fleet.record import FleetRun
@@ -193,6 +194,7 @@ def try_seed(
     rounds: int = 5,
     events: Sequence[Event] | None = None,
     tell: Callable[[World, str], None] | None = None,
+    described: bool = False,
 ) -> Trial:
     """Play one world; never raises for a broken promise, but says which it was.
 
@@ -203,6 +205,7 @@ def try_seed(
         rounds: how many.
         events: a schedule instead of the seed's own, to shrink one or to repeat a shrunk one.
         tell: told of every event before it happens.
+        described: whether devices have their model from the coordinator.
     """
     cohort = max(2, devices * 2 // 5)
     core = cohort + 1
@@ -248,6 +251,8 @@ def try_seed(
     fleet, evidence = witness.fleet, witness.evidence
     evidence.core = core if mode in _LIVENESS else None
     fleet.world.tell = tell
+    if described:
+        describe(fleet)
     violation = None
     try:
         unleash(fleet, events)

@@ -91,6 +91,13 @@ def test_no_more_is_sent_than_the_device_is_ready_for(tmp_path: Path) -> None:
     assert [chunk.index for chunk in desk.chunks()] == [0, 1, 2, 3]
     desk.ask(DescriptionRequest(CHUNK, 1, b"", transfer, b"\x0f"), now_s=20.0)
     assert len(desk.chunks()) == 4
+    # The last chunk is a short one.
+    count = chunk_count(desk.description.payload_bytes, CHUNK)
+    bits = (1 << (count - 1)) - 1
+    all_but_the_last = bits.to_bytes(-(-count // 8), "little")
+    last = desk.description.payload_bytes % CHUNK
+    desk.ask(DescriptionRequest(CHUNK, last, b"", transfer, all_but_the_last), now_s=30.0)
+    assert [chunk.index for chunk in desk.chunks()][4:] == [count - 1]
 
 
 def test_a_bitmap_of_another_transfer_counts_for_nothing(tmp_path: Path) -> None:

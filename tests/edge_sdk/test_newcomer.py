@@ -261,14 +261,14 @@ def test_no_more_comes_than_the_day_has_bytes_left_and_the_rest_comes_later(
     loopback.start()
     while loopback.deliver():
         pass
-    assert 20_000 < loopback.described_bytes <= left.payload_bytes
+    assert 20_000 < loopback.described_bytes <= left.traffic_bytes
     loopback.means = lambda: Means(Room(traffic_bytes=1_000.0))
     for _ in range(5):
         loopback.now_s += 1_800.0
         loopback.devices[0].wake(loopback.now_s)
     while loopback.deliver():
         pass
-    assert loopback.described_bytes <= left.payload_bytes
+    assert loopback.described_bytes <= left.traffic_bytes
     assert "bytes_too_few" in reported(loopback, "description_waits")
     loopback.means = Means
     loopback.now_s += 1_800.0
