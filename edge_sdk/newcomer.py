@@ -119,16 +119,16 @@ class Newcomer:
         self._failures = 0
         self._not_before_s = -math.inf
         self._expects_offer = False
-        self._said = ""
+        self._said: Report | None = None
         self._logged: set[str] = set()
         self._download = DescriptionDownload(have_digest, parts)
         try:
             chunks = self._download.resume()
         except SpoiledPartError as error:
-            self._note("part_spoiled", str(error))
+            self._note(Report("part_spoiled", str(error)))
         else:
             if chunks:
-                self._note("part_resumed", f"the description: {chunks} chunks are here")
+                self._note(Report("part_resumed", f"the description: {chunks} chunks are here"))
 
     # -- what whoever runs it calls ----------------------------------------------------------
 
@@ -164,7 +164,7 @@ class Newcomer:
         if isinstance(gate, GateClosed):
             # What is under way comes all the same, and is kept: its bytes are spent.
             self._ask_at_s = None
-            self._say("description_waits", gate.reason)
+            self._say(Report("description_waits", gate.reason))
         elif not was_open:
             self._tries = 0
             self._ask(now_s)
@@ -210,10 +210,10 @@ class Newcomer:
         if not math.isinf(room):
             most = min(int((room - _ASKING_BYTES) / (1.0 + OVERHEAD)), most)
         if most < max(self._download.next_chunk_bytes, 1):
-            self._say("description_waits", Reason.BYTES_TOO_FEW)
+            self._say(Report("description_waits", Reason.BYTES_TOO_FEW))
             self._ask_at_s = now_s + _BUDGET_PAUSE_S
             return
-        self._say("description_wanted", self._download.digest.hex()[:16])
+        self._say(Report("description_wanted", self._download.digest.hex()[:16]))
         # A chunk is spent as a whole: no larger than what is left of the day.
         chunk_bytes_max = min(self._chunk_bytes, max(most, limits.CHUNK_BYTES_MIN))
         self._send(self._download.request(chunk_bytes_max, most))
@@ -234,7 +234,7 @@ class Newcomer:
         self._download.discard()
         pause_s = min(FAILURE_PAUSE_S * 2.0 ** min(self._failures, _DOUBLINGS_MAX), _PAUSE_S_MAX)
         self._failures += 1
-        self._note("description_failed", f"{detail}; again in {pause_s:.0f} s")
+        self._note(Report("description_failed", f"{detail}; again in {pause_s:.0f} s"))
         self._not_before_s = now_s + pause_s
         self._ask(now_s)
 
@@ -249,7 +249,7 @@ class Newcomer:
                 if self.found is None and self._download.add(message):
                     self._finish(now_s)
             case Refused() if message.kind == DescriptionRequest.KIND:
-                self._say("refused", f"{message.reason}: {message.detail}")
+                self._say(Report("refused", f"{message.reason}: {message.detail}"))
                 self._ask_at_s = now_s + ANSWER_S_MAX
             case ComeBackAt():
                 # The coordinator was away, and what it was asked then is gone.
@@ -311,15 +311,15 @@ class Newcomer:
     def _sealed(self, message: Message) -> bytes:
         return frames.seal(message, self._up, self._signer)
 
-    def _say(self, what: str, detail: str) -> None:
+    def _say(self, report: Report) -> None:
         """Report it, unless it was the last that was said."""
-        if self._said != f"{what} {detail}":
-            self._said = f"{what} {detail}"
-            self._observe(Report(what, detail))
+        if self._said != report:
+            self._said = report
+            self._observe(report)
 
-    def _note(self, word: str, detail: str) -> None:
-        self.incidents[word] += 1
-        self._observe(Report(word, detail))
+    def _note(self, report: Report) -> None:
+        self.incidents[report.what] += 1
+        self._observe(report)
 
     def _count_incident(self, error: RemoteProtocolError) -> None:
         self.incidents[error.reason] += 1

@@ -308,7 +308,7 @@ def _heal(fleet: VirtualFleet) -> None:
         device.plug_in()
 
 
-def shrink(trial: Trial) -> Trial:
+def shrink(trial: Trial, *, described: bool = False) -> Trial:
     """The fewest events that still break the same promise, one by one."""
     events = list(trial.events)
     smallest = trial
@@ -316,7 +316,12 @@ def shrink(trial: Trial) -> Trial:
     while at < len(events):
         fewer = [*events[:at], *events[at + 1 :]]
         again = try_seed(
-            trial.seed, trial.mode, devices=trial.devices, rounds=trial.rounds, events=fewer
+            trial.seed,
+            trial.mode,
+            devices=trial.devices,
+            rounds=trial.rounds,
+            events=fewer,
+            described=described,
         )
         if again.promise == trial.promise:
             events, smallest = fewer, again

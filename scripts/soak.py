@@ -39,8 +39,9 @@ def main() -> int:
         for trial in pool.imap_unordered(play, jobs, chunksize=4):
             played += 1
             if trial.violation is not None:
-                broken.append(shrink(trial))
-                print(_repro(broken[-1]), file=sys.stderr, flush=True)
+                broken.append(shrink(trial, described=arguments.described))
+                more = " --described" if arguments.described else ""
+                print(_repro(broken[-1]) + more, file=sys.stderr, flush=True)
             if played % 100 == 0:
                 print(f"{played} of {len(jobs)} worlds, {len(broken)} broken", file=sys.stderr)
             if arguments.minutes and time.monotonic() - started_s > 60.0 * arguments.minutes:

@@ -4,17 +4,20 @@ import hashlib
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coordinator.config import Rounds
+from edge_sdk import Device, NoModelYetError
 from edge_sdk.described import BELIEVED_EVERY_S
 from edge_sdk.description import DescriptionDownload, FileDescriptions, MemoryDescriptions
+from edge_sdk.journal import SqliteJournal
 from edge_sdk.ladder import Means, Room
 from edge_sdk.parts import PartFiles
 from edge_sdk.session import Phase
 from edge_sdk.signals import GateClosed, GateOpened
-from tests.support.described import DescribedTask
+from tests.support.described import DescribedTask, TrainerOnly
 from tests.support.loopback import Loopback
 from wire import Description, RemoteProtocolError, Report, frames
 from wire.errors import TooLargeError
@@ -532,6 +535,35 @@ def test_a_file_is_whole_or_not_there_and_the_only_one(tmp_path: Path) -> None:
     for damage in (b"", path.read_bytes()[:-1], path.read_bytes()[:-1] + b"!"):
         path.write_bytes(damage)
         assert shelf.load(second.digest) is None
+
+
+class WithoutModel(DescribedTask):
+    def model(self) -> Any:
+        """It comes from the coordinator."""
+        return None
+
+
+@pytest.mark.parametrize("task", [TrainerOnly(), WithoutModel()])
+def test_an_app_hears_that_there_is_no_model_yet_and_then_has_version_0(
+    tmp_path: Path, task: Any
+) -> None:
+    device = Device(task, tmp_path)
+    with pytest.raises(NoModelYetError, match="no model yet"):
+        _ = device.model
+    journal = SqliteJournal(tmp_path)
+    description = Description(DescribedTask(file=b"a file").model())
+    FileDescriptions(tmp_path / "models").save(description.digest, description.payload)
+    journal.note_description(description.digest)
+    journal.begin_boot()
+    journal.close()
+    assert device.model.version == 0
+    assert device.model.artefact is not None
+    assert device.model.artefact.data == b"a file"
+    assert device.status.description == description.digest.hex()
+
+
+def test_an_app_with_a_model_of_its_own_is_asked_for_it_alone(tmp_path: Path) -> None:
+    assert Device(DescribedTask(frozen=0.75), tmp_path).model.tensors["table"][0] == 0.75
 
 
 def test_reports_are_few(tmp_path: Path) -> None:
