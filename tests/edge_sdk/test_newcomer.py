@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from coordinator.config import Rounds
-from edge_sdk import Device, NoModelYetError
-from edge_sdk.described import BELIEVED_EVERY_S
+from edge_sdk import Device, DeviceDriver, NoModelYetError
+from edge_sdk.described import BELIEVED_EVERY_S, DescribedDriver
 from edge_sdk.description import DescriptionDownload, FileDescriptions, MemoryDescriptions
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.ladder import Means, Room
+from edge_sdk.newcomer import Newcomer
 from edge_sdk.parts import PartFiles
 from edge_sdk.session import Phase
 from edge_sdk.signals import GateClosed, GateOpened
@@ -281,6 +282,7 @@ def test_no_more_comes_than_the_day_has_bytes_left_and_the_rest_comes_later(
     assert loopback.described_bytes == SIZE
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_more_often_than_every_five_minutes_for_long(tmp_path: Path) -> None:
     loopback = Overheard(tmp_path, lossy=lambda: 0)
     loopback.start()
@@ -514,6 +516,14 @@ def test_work_is_not_ended_by_that_word(tmp_path: Path) -> None:
     assert driver.session.phase is Phase.TRAINING
     loopback.play()
     assert loopback.journals[0].history[0].counted
+
+
+def test_a_described_driver_can_be_called_like_a_driver() -> None:
+    def public(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert public(DeviceDriver) - public(DescribedDriver) == {"resting"}
+    assert public(Newcomer) <= public(DescribedDriver) | {"found"}
 
 
 # -- where it is kept --------------------------------------------------------------------------

@@ -54,6 +54,7 @@ named = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(named, st.none() | st.floats(0.0, 1e18), st.binary(max_size=64))
 def test_any_model_comes_out_as_it_went_in(
     others: dict[str, Any], flops: float | None, file: bytes
@@ -89,6 +90,7 @@ def test_no_altered_byte_is_more_than_a_typed_error_or_another_model(name: str) 
             assert Description(found).payload == altered
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=200))
 def test_no_bytes_at_all_are_more_than_a_typed_error(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
