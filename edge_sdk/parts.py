@@ -83,15 +83,15 @@ class PartFiles:
     def begin(self, offer: ModelOffer) -> "PartFile":
         """Room for an offer's payload: a file with holes, whose bytes take room as they come.
 
+        Where there are too many, the lowest version's makes room.
+
         Raises:
             OSError: the disk is full, or gone.
         """
-        others = sorted(
-            (path for path in self._files() if path != self._file(offer.version)),
-            key=lambda path: path.stat().st_mtime_ns,
-        )
-        for path in others[: max(len(others) + 1 - PARTS_MAX, 0)]:
-            path.unlink(missing_ok=True)
+        others = {_version_of(path): path for path in self._files()}
+        others.pop(offer.version, None)
+        for version in sorted(others)[: max(len(others) + 1 - PARTS_MAX, 0)]:
+            others[version].unlink(missing_ok=True)
         written = msgspec.msgpack.encode(offer)
         part = PartFile(self._file(offer.version), offer, _HEADER.size + len(written))
         try:
@@ -210,6 +210,12 @@ class PartFile:
         """Delete it."""
         with contextlib.suppress(OSError):
             self.path.unlink()
+
+
+def _version_of(path: Path) -> int:
+    """What version a file is of, by its name; -1 for a name of somebody else's."""
+    number = path.stem.removeprefix("part-")
+    return int(number) if number.isdecimal() else -1
 
 
 def _check(index: int, data: bytes) -> bytes:
