@@ -113,7 +113,7 @@ kill-test: setup ## kill -9 a hundred times in a federation of real processes: 6
 
 fuzz: setup ## look for bytes that break a decoder, each target in turn (ARGS=-max_total_time=60)
 	@$(PIP) --editable '.[fuzz]'
-	@for target in symbols payload bundle; do \
+	@for target in symbols payload bundle description; do \
 		PYTHONPATH=. $(BIN)/python -W ignore fuzz/$$target.py $(or $(ARGS),-max_total_time=60) || exit 1; \
 	done
 

@@ -27,6 +27,7 @@ _BOOT_BITS: Final = 32
 _EVALUATES_SINCE_MINOR: Final = 1
 # After a restart a round's invitees and as many again are recalled at once.
 _RECALLED: Final = 2
+_OUTDATED: Final = "description_outdated"
 
 
 class Attendance:
@@ -45,6 +46,7 @@ class Attendance:
         last: the number of each device's last check-in, as the store has it.
         publish: sends a message to a device.
         count_incident: told of a device that holds what was never made.
+        description_digest: of the description that devices without a model of their own have.
 
     Attributes:
         minors: which minor version of the protocol each device spoke when it last checked in.
@@ -65,6 +67,7 @@ class Attendance:
         last: Mapping[str, int],
         publish: Callable[[Message, str], None],
         count_incident: Callable[[str, RemoteProtocolError], None],
+        description_digest: bytes = b"",
     ) -> None:
         self.minors: dict[str, int] = {}
         self._store = store
@@ -78,6 +81,7 @@ class Attendance:
         self._enrolled = enrolled
         self._publish = publish
         self._count_incident = count_incident
+        self._description_digest = description_digest
         self._last = dict(last)
         self._unwritten: set[str] = set()
         self._boots_are_new = False
@@ -101,6 +105,10 @@ class Attendance:
         """
         if message.check_in <= self._last.get(device, 0):
             raise RemoteProtocolError(f"check-in {message.check_in} is not newer than the last")
+        if message.description_digest not in (b"", self._description_digest):
+            self._note(device, message.check_in, now_s)
+            self._say_outdated(device, now_s)
+            return
         if message.schema_digest != bytes.fromhex(self._models.manifest.schema.digest):
             self._publish(
                 Refused(Available.KIND, "schema_mismatch", "another task's model"), device
@@ -145,6 +153,14 @@ class Attendance:
             return
         if not self._store.has_vetoed(device, released["version"]):
             self._publish(Release(released["version"], released["digest"], STABLE), device)
+
+    def _say_outdated(self, device: str, now_s: float) -> None:
+        """Its model is what this coordinator served once: it has to fetch it before it works."""
+        self._leases.end(device)
+        self._rounds.evaluations.lost(device)
+        if self._rounds.current.waits_for(device):
+            self._rounds.lose(device, _OUTDATED, now_s)
+        self._publish(Refused(Available.KIND, _OUTDATED), device)
 
     def _note(self, device: str, check_in: int, now_s: float) -> None:
         before, self._last[device] = self._last.get(device, 0), check_in

@@ -1,5 +1,7 @@
 """Models on their way down: a bundle for each device that asks, in chunks that its link takes.
 
+Or the description of the model, for a device that has none of its own.
+
 A round invites many devices at once, and each may ask for a whole model in the same second. What is
 published waits in this process until the broker has taken it, so chunks are published only while
 less than a window of bytes waits; the other requests wait, first come, first served, as the few
@@ -14,9 +16,17 @@ from typing import Final
 
 from coordinator.models import Download, Models
 from coordinator.store import Store
-from wire import RemoteProtocolError, TooLargeError, limits
+from wire import Description, RemoteProtocolError, TooLargeError, limits
 from wire.chunks import chunk_count, missing, split
-from wire.messages import Chunk, FetchRequest, Message, ModelOffer, Refused
+from wire.messages import (
+    Chunk,
+    DescriptionOffer,
+    DescriptionRequest,
+    FetchRequest,
+    Message,
+    ModelOffer,
+    Refused,
+)
 
 # A device that asks for models, or for one of them, more often than this in that time has to wait.
 _FETCHES_MAX: Final = 32
@@ -26,6 +36,8 @@ _FETCHES_S: Final = 4.0
 WINDOW_BYTES: Final = 4_194_304
 # A device fetches the model that it trains, and the one that was released.
 _WAITING_PER_DEVICE_MAX: Final = 2
+# Where a version stands, the description.
+_DESCRIPTION: Final = -1
 
 
 def _nothing() -> int:
@@ -40,6 +52,7 @@ class _Wanted:
     chunk_bytes: int
     transfer_id: bytes
     received: bytes
+    bytes_max: int = limits.TRANSFER_BYTES_MAX
 
 
 @dataclass(slots=True)
@@ -52,8 +65,18 @@ class _Sending:
     left: Iterator[int]
 
 
+def _within(wanted: _Wanted, left: Iterator[int], payload_bytes: int) -> Iterator[int]:
+    """The chunks, from the first on, that have no more bytes together than the device is for."""
+    bytes_left = wanted.bytes_max
+    for index in left:
+        bytes_left -= min(wanted.chunk_bytes, payload_bytes - index * wanted.chunk_bytes)
+        if bytes_left < 0:
+            return
+        yield index
+
+
 class Downloads:
-    """Answers `FetchRequest`s.
+    """Answers `FetchRequest`s and `DescriptionRequest`s.
 
     Args:
         models: what there is to send.
@@ -61,6 +84,7 @@ class Downloads:
         publish: sends a message to a device.
         in_flight_bytes: how much of what was published the broker has not taken yet; where
             nobody says, everything is sent at once.
+        description: of the model; None where it is too large to be sent.
 
     Attributes:
         chunk_bytes_max: what the coordinator's own link takes.
@@ -72,12 +96,14 @@ class Downloads:
         store: Store,
         publish: Callable[[Message, str], None],
         in_flight_bytes: Callable[[], int] = _nothing,
+        description: Description | None = None,
     ) -> None:
         self.chunk_bytes_max = 0
         self._models = models
         self._store = store
         self._publish = publish
         self._in_flight_bytes = in_flight_bytes
+        self._description = description
         self._served: dict[str, deque[tuple[float, int]]] = {}
         self._waiting: OrderedDict[tuple[str, int], _Wanted] = OrderedDict()
         self._sending: tuple[tuple[str, int], _Sending] | None = None
@@ -104,7 +130,7 @@ class Downloads:
         served.append((now_s, version))
         return False
 
-    def serve(self, device: str, message: FetchRequest, now_s: float) -> None:
+    def serve(self, device: str, message: FetchRequest | DescriptionRequest, now_s: float) -> None:
         """Offer what brings the device to the version that it wants, and send it when it is due.
 
         Raises:
@@ -114,9 +140,12 @@ class Downloads:
             raise RemoteProtocolError(
                 f"chunks of {message.chunk_bytes_max} bytes, at least {limits.CHUNK_BYTES_MIN}"
             )
-        if self._asks_too_often(device, message.want_version, now_s):
+        version, have = _DESCRIPTION, -1
+        if isinstance(message, FetchRequest):
+            version, have = message.want_version, message.have_version
+        if self._asks_too_often(device, version, now_s):
             return
-        bundle = self._bundle(device, message.want_version, message.have_version)
+        bundle = self._bundle(device, version, have)
         if bundle is None:
             return
         offer = self._offer(bundle, min(self.chunk_bytes_max, message.chunk_bytes_max))
@@ -124,30 +153,47 @@ class Downloads:
         count = chunk_count(len(bundle.payload), offer.chunk_bytes)
         if count > limits.CHUNKS_PER_TRANSFER_MAX:
             raise TooLargeError(f"{count} chunks, at most {limits.CHUNKS_PER_TRANSFER_MAX}")
+        bytes_max = limits.TRANSFER_BYTES_MAX
+        if isinstance(message, DescriptionRequest):
+            bytes_max = 0 if message.have_digest == bundle.digest else message.bytes_max
         resumed = message.transfer_id == offer.transfer_id
         wanted = _Wanted(
-            have_version=message.have_version,
+            have_version=have,
             chunk_bytes=offer.chunk_bytes,
             transfer_id=offer.transfer_id,
             received=message.received[: -(-count // 8)] if resumed else b"",
+            bytes_max=bytes_max,
         )
-        self._queue((device, message.want_version), wanted)
+        self._queue((device, version), wanted)
         self.send()
 
     def _bundle(self, device: str, version: int, have: int) -> Download | None:
+        if version == _DESCRIPTION:
+            return self._described(device)
         bundle = self._models.bundle(version, have)
         if bundle is None:
             detail = f"version {version} is not kept"
             self._publish(Refused(FetchRequest.KIND, "unknown_version", detail), device)
         return bundle
 
-    def _offer(self, bundle: Download, chunk_bytes: int) -> ModelOffer:
+    def _described(self, device: str) -> Download | None:
+        if self._description is None:
+            detail = "the model is too large to be sent whole"
+            self._publish(Refused(DescriptionRequest.KIND, TooLargeError.reason, detail), device)
+            return None
+        found = self._description
+        return Download(_DESCRIPTION, -1, found.payload, found.digest)
+
+    def _offer(self, bundle: Download, chunk_bytes: int) -> ModelOffer | DescriptionOffer:
+        transfer_id, size = bundle.digest[:16], len(bundle.payload)
+        if bundle.version == _DESCRIPTION:
+            return DescriptionOffer(transfer_id, size, bundle.digest, chunk_bytes)
         row = self._store.model(bundle.version)
         return ModelOffer(
-            transfer_id=bundle.digest[:16],
+            transfer_id=transfer_id,
             version=bundle.version,
             from_version=bundle.from_version,
-            payload_bytes=len(bundle.payload),
+            payload_bytes=size,
             payload_digest=bundle.digest,
             chunk_bytes=chunk_bytes,
             model_digest=self._models.digest if row is None else bytes(row["digest"]),
@@ -191,7 +237,7 @@ class Downloads:
             wanted = _Wanted(wanted.have_version, wanted.chunk_bytes, offer.transfer_id, b"")
             self._publish(offer, device)
         count = chunk_count(len(bundle.payload), wanted.chunk_bytes)
-        left = missing(wanted.received, count)
+        left = _within(wanted, missing(wanted.received, count), len(bundle.payload))
         sending = _Sending(device, bundle.payload, wanted, left)
         self._sending = (key, sending)
         return sending

@@ -19,6 +19,7 @@ from coordinator.attendance import Attendance
 from coordinator.changes import check_changes, remember, remembered
 from coordinator.conductor import Conductor
 from coordinator.config import FederationConfig
+from coordinator.description import describe
 from coordinator.downloads import Downloads
 from coordinator.enrolment import Enrolment
 from coordinator.evaluation import Evaluator
@@ -53,6 +54,7 @@ from wire.messages import (
     Chunk,
     ComeBackAt,
     Declined,
+    DescriptionRequest,
     EnrolRequest,
     EvaluationReport,
     Failed,
@@ -98,6 +100,7 @@ class Coordinator:
     Raises:
         ConfigChangeError: the file has changed where it may not since the last run.
         StoreError: the state directory is another model's.
+        ManifestError: the model's artefact is not of its tensors.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class Coordinator:
             config = in_force
         self.config = config
         self.models = Models(manifest, store, config.downlink.codec, now_s)
+        description = describe(manifest, store, observe)
         self.registry = Registry(store, models_dir)
         self.releases = Releases(self.registry, store, self._tell_everybody, observe)
         self._vetoes = Vetoes(store, observe)
@@ -206,10 +210,11 @@ class Coordinator:
             last={name: int(row["last_check_in"]) for name, row in rows.items()},
             publish=self._publish,
             count_incident=self.count_incident,
+            description_digest=b"" if description is None else description.digest,
         )
         self._incidents: dict[tuple[str, str], tuple[int, str]] = {}
         self._logged: set[tuple[str, str]] = set()
-        self._downloads = Downloads(self.models, store, self._publish, in_flight_bytes)
+        self._downloads = Downloads(self.models, store, self._publish, in_flight_bytes, description)
         self._downloads.chunk_bytes_max = chunk_bytes_for(config.broker.packet_bytes_max)
 
     # -- what whoever runs it calls ----------------------------------------------------------
@@ -473,7 +478,7 @@ class Coordinator:
     def _on_work(self, device: str, message: Message, now_s: float) -> None:
         """What a device says that is at work."""
         match message:
-            case FetchRequest():
+            case FetchRequest() | DescriptionRequest():
                 self._downloads.serve(device, message, now_s)
             case EvaluationReport():
                 self.rounds.take_report(device, message, now_s)

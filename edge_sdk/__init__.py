@@ -9,7 +9,7 @@ are named: an app has one of them at most.
 from typing import TYPE_CHECKING, Any
 
 from edge_sdk.consent import ConsentError
-from edge_sdk.device import Device, DeviceError
+from edge_sdk.device import Device, DeviceError, NoModelYetError
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.enrolment import EnrolmentError
 from edge_sdk.fine_tuning import FineTuned, FineTuningError
@@ -25,6 +25,7 @@ from edge_sdk.trainer import (
     Task,
     TaskError,
     Trainer,
+    TrainerTask,
     TrainingStoppedError,
     TrainResult,
     load_task,
@@ -57,6 +58,7 @@ __all__ = [
     "FreshTrainer",
     "JournalError",
     "Model",
+    "NoModelYetError",
     "NumpyTrainer",
     "Policy",
     "PolicyError",
@@ -68,6 +70,7 @@ __all__ = [
     "TorchTrainer",
     "TrainResult",
     "Trainer",
+    "TrainerTask",
     "TrainingStoppedError",
     "Veto",
     "load_task",

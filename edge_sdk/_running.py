@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Final, cast
 from edge_sdk._gatekeeper import Gatekeeper, Moment
 from edge_sdk._training import Job, Outcome, TrainingThread
 from edge_sdk.consent import LEAVE_EVERY_S, Heard
+from edge_sdk.described import DescribedDriver
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import Energy
 from edge_sdk.fine_tuning import FineTuned, FineTuneWork, FineTuningError, blame_gate
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import Conditions, Policy
 from edge_sdk.release_check import CheckWork
-from edge_sdk.session import Phase
 from edge_sdk.signals import GateClosed, GateOpened, Spent, TrainingFailed
 from edge_sdk.work import TrainingWork, Work, WorkDone, gave_up, round_of
 from wire import Report
@@ -74,7 +74,7 @@ class _Inbox(queue.Queue[Callable[["Running"], None]]):
 class Running:
     """What exists while a device runs; everything but the link's callbacks is on one thread."""
 
-    driver: DeviceDriver
+    driver: DeviceDriver | DescribedDriver
     link: "MqttLink"
 
     def __init__(
@@ -290,7 +290,7 @@ class Running:
     def _hang_up(self) -> None:
         """Let the broker have the withdrawal, but no more of an update, and close the link."""
         if self._connected:
-            if self.driver.session.phase is not Phase.UPLOADING:
+            if not self.driver.is_uploading:
                 self._drain()
             self._hung_up.set()
             self.link.stop()

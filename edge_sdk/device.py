@@ -4,6 +4,7 @@ Everything that goes on while it runs is in `_running`, on threads of its own.
 """
 
 import contextlib
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from edge_sdk._gatekeeper import Gatekeeper
 from edge_sdk._running import Running
 from edge_sdk._tuning import fine_tune_alone
 from edge_sdk.consent import MODELS_DIR, delete_state, opt_in, opt_out
+from edge_sdk.described import DescribedDriver
+from edge_sdk.description import FileDescriptions
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import energy_of
 from edge_sdk.enrolment import EnrolmentError, enrol, tls_files
@@ -26,12 +29,12 @@ from edge_sdk.fine_tuning import (
 )
 from edge_sdk.journal import Enrolment, SqliteJournal, no_room, readable
 from edge_sdk.models import FileShelf
+from edge_sdk.newcomer import Newcomer
 from edge_sdk.parts import PartFiles
 from edge_sdk.policy import Policy, Source, conditions_from, sense
 from edge_sdk.release_check import ReleaseCheck
-from edge_sdk.session import Phase
 from edge_sdk.status import DeviceStatus, read_status
-from edge_sdk.trainer import DeviceInfo, Model, Stop, Task, load_task, read_only
+from edge_sdk.trainer import DeviceInfo, Model, Stop, TrainerTask, load_task, read_only
 from edge_sdk.user_code import blamed
 from wire import (
     Crypto,
@@ -55,6 +58,8 @@ _LOOK_EVERY_S: Final = 0.5
 STOP_S_MAX: Final = 15.0
 # How long a device without room waits before it starts anew.
 NO_ROOM_S: Final = 5.0
+# In it: what has arrived of a description.
+_PARTS: Final = "description"
 _log = logging.getLogger("potluck.device")
 
 
@@ -62,11 +67,16 @@ class DeviceError(PotluckError):
     """The device cannot run; the text says why and what to do."""
 
 
+class NoModelYetError(DeviceError):
+    """The model comes from the coordinator, and is not here yet: let the device run."""
+
+
 class Device:
     """One device of a federation.
 
     Args:
-        task: an object with `model` and `trainer`, or its name, `module:object`.
+        task: an object with `trainer` and, unless the model comes from the coordinator, `model`; or
+            its name, `module:object`.
         state_dir: where key, journal and models are kept; one device each.
         policy: what the owner allows.
         conditions: asked every few seconds what the device is like; the operating system's own
@@ -84,7 +94,7 @@ class Device:
 
     def __init__(
         self,
-        task: Task | str,
+        task: TrainerTask | str,
         state_dir: Path | str,
         *,
         policy: Policy | None = None,
@@ -98,7 +108,9 @@ class Device:
         crypto: Crypto | None = None,
         secrets: SecretSource | None = None,
     ) -> None:
-        self.task: Any = load_task(task) if isinstance(task, str) else task
+        self.task: Any = task
+        if isinstance(task, str):
+            self.task = load_task(task, needs_model=False)
         self.state_dir = Path(state_dir)
         self.policy = policy or Policy()
         self.error: PotluckError | None = None
@@ -226,6 +238,10 @@ class Device:
         """The released model: `.version`, `.tensors`, `.path`. Safe from any thread.
 
         It changes only when the coordinator releases a version, never in the middle of training.
+
+        Raises:
+            NoModelYetError: the task has no model, and none has come from the coordinator yet.
+            DeviceError: the task's model is none.
         """
         model = self._model
         if model is None:
@@ -251,7 +267,7 @@ class Device:
             DeviceError: the task cannot say what its model is.
             AlreadyRunningError: another process runs this state directory.
         """
-        manifest = self._task_manifest()
+        manifest = self._known_manifest()
         check_has_personal(manifest)
         running = self._current
         if self.running and running is not None:
@@ -286,8 +302,9 @@ class Device:
                 energy=energy_of(self._device_class),
                 traffic=lambda: (0, 0),
             )
+            info = dataclasses.replace(self._info, manifest=manifest)
             work = FineTuneWork(
-                plan, manifest, self._stored_model(), lambda: self.task.trainer(self._info), anyway
+                plan, manifest, self._stored_model(), lambda: self.task.trainer(info), anyway
             )
             shelf = FileShelf(self.state_dir / MODELS_DIR, manifest.schema)
             return fine_tune_alone(work, rules, shelf, stop)
@@ -352,18 +369,39 @@ class Device:
 
     # -- the thread --------------------------------------------------------------------------
 
-    def _task_manifest(self) -> Manifest:
-        if self._manifest is None:
+    def _task_manifest(self) -> Manifest | None:
+        """The task's own; None when the model comes from the coordinator."""
+        make = getattr(self.task, "model", None)
+        if self._manifest is None and make is not None:
             try:
-                self._manifest = self.task.model()
+                self._manifest = make()
             except Exception as error:
                 raise DeviceError(f"task.model() raised {type(error).__name__}: {error}") from error
-        if not isinstance(self._manifest, Manifest):
+        if self._manifest is not None and not isinstance(self._manifest, Manifest):
             raise DeviceError("task.model() did not return a wire.Manifest")
         return self._manifest
 
-    def _stored_model(self) -> Model:
+    def _known_manifest(self) -> Manifest:
+        """The task's own, or the one that has come from the coordinator.
+
+        Raises:
+            NoModelYetError: there is neither.
+        """
         manifest = self._task_manifest()
+        if manifest is None:
+            digest = b""
+            with contextlib.suppress(PotluckError):
+                digest = bytes.fromhex(read_status(self.state_dir).description)
+            manifest = self._descriptions().load(digest) if digest else None
+        if manifest is None:
+            raise NoModelYetError(
+                f"{self.state_dir}: no model yet: it comes from the coordinator, once the device"
+                " has run with a link"
+            )
+        return manifest
+
+    def _stored_model(self) -> Model:
+        manifest = self._known_manifest()
         shelf = FileShelf(self.state_dir / MODELS_DIR, manifest.schema)
         version = 0
         try:
@@ -383,6 +421,9 @@ class Device:
         self.error = None
         return running
 
+    def _descriptions(self) -> FileDescriptions:
+        return FileDescriptions(self.state_dir / MODELS_DIR)
+
     def _prepare(self) -> Running:
         manifest = self._task_manifest()
         self.state_dir.mkdir(parents=True, exist_ok=True)
@@ -396,10 +437,12 @@ class Device:
             undo.pop_all()
         self._current = running
         with self._model_lock:
-            self._model = running.driver.released
+            self._model = running.driver.released or self._model
         return running
 
-    def _assemble(self, manifest: Manifest, lock: InstanceLock, journal: SqliteJournal) -> Running:
+    def _assemble(
+        self, manifest: Manifest | None, lock: InstanceLock, journal: SqliteJournal
+    ) -> Running:
         from wire import BrokerAddress, MqttLink  # noqa: PLC0415 - paho-mqtt, loaded when it is used
 
         enrolment = journal.enrolment
@@ -415,25 +458,54 @@ class Device:
             observe=self._observe,
             left_over=None if self._current is None else self._current.training.left_over,
         )
-        running.driver = DeviceDriver(
-            manifest=manifest,
-            make_trainer=lambda: self.task.trainer(self._info),
-            journal=journal,
-            shelf=FileShelf(self.state_dir / MODELS_DIR, manifest.schema),
-            enrolment=enrolment,
-            signer=self._crypto.signer(journal.identity_key(self._secrets.token(32))),
-            crypto=self._crypto,
-            publish=running.publish,
-            start_work=running.start_work,
-            observe=self._observe,
-            device_class=self._device_class,
-            means=running.gatekeeper.means,
-            parts=PartFiles(self.state_dir / MODELS_DIR),
-            room=running.room,
-            may_send=running.gatekeeper.may_send,
-            check_release=self._check_release,
-            check_at_once=self.policy.check_releases_at_once,
-        )
+        signer = self._crypto.signer(journal.identity_key(self._secrets.token(32)))
+
+        def make_driver(manifest: Manifest, description_digest: bytes = b"") -> DeviceDriver:
+            info = dataclasses.replace(self._info, manifest=manifest)
+            return DeviceDriver(
+                manifest=manifest,
+                make_trainer=lambda: self.task.trainer(info),
+                journal=journal,
+                shelf=FileShelf(self.state_dir / MODELS_DIR, manifest.schema),
+                enrolment=enrolment,
+                signer=signer,
+                crypto=self._crypto,
+                publish=running.publish,
+                start_work=running.start_work,
+                observe=self._observe,
+                device_class=self._device_class,
+                means=running.gatekeeper.means,
+                parts=PartFiles(self.state_dir / MODELS_DIR),
+                room=running.room,
+                may_send=running.gatekeeper.may_send,
+                check_release=self._check_release,
+                check_at_once=self.policy.check_releases_at_once,
+                description_digest=description_digest,
+            )
+
+        def make_newcomer(have_digest: bytes) -> Newcomer:
+            return Newcomer(
+                have_digest=have_digest,
+                journal=journal,
+                descriptions=self._descriptions(),
+                enrolment=enrolment,
+                signer=signer,
+                crypto=self._crypto,
+                publish=running.publish,
+                observe=self._observe,
+                means=running.gatekeeper.means,
+                parts=PartFiles(self.state_dir / MODELS_DIR / _PARTS),
+            )
+
+        if manifest is not None:
+            running.driver = make_driver(manifest)
+        else:
+            running.driver = DescribedDriver(
+                journal=journal,
+                descriptions=self._descriptions(),
+                make_driver=make_driver,
+                make_newcomer=make_newcomer,
+            )
         address = BrokerAddress.parse(self._broker or enrolment.broker)
         running.link = MqttLink(
             address,
@@ -464,8 +536,8 @@ class Device:
             running.begin()
             while not self._stopping.is_set():
                 running.turn()
-                self._model = running.driver.released
-                if running.driver.session.phase is Phase.REVOKED:
+                self._model = running.driver.released or self._model
+                if running.driver.revoked:
                     self._revoked.set()
                     break
                 if running.has_left:

@@ -78,6 +78,7 @@ from wire import (
     topics,
 )
 from wire.messages import (
+    Available,
     Chunk,
     Declined,
     EvaluateInvite,
@@ -103,6 +104,8 @@ _HEARS_VETOES_SINCE_MINOR: Final = 1
 _PACKET_BYTES: Final = 16
 # Nobody answers these. The owner's `leave` is said whatever it costs.
 _LAST_WORDS: Final = (Declined, Failed)
+# How a check-in is answered whose description is not the coordinator's.
+_OUTDATED: Final = (Available.KIND, "description_outdated")
 
 
 def _all(most: int) -> int:
@@ -132,6 +135,11 @@ class DeviceDriver:
             sent, as if the link were down.
         check_release: the app's own check of a release, None to use whatever is released.
         check_at_once: whether it may run while the gate is closed.
+        description_digest: of the description that the manifest is from; empty when it is the
+            task's own.
+
+    Attributes:
+        outdated: whether the coordinator has said that it has another description by now.
     """
 
     def __init__(
@@ -154,6 +162,7 @@ class DeviceDriver:
         may_send: Callable[[int, bool], bool] = lambda _bytes, _last_word: True,
         check_release: ReleaseCheck | None = None,
         check_at_once: bool = False,
+        description_digest: bytes = b"",
     ) -> None:
         self.manifest = manifest
         self.schema = manifest.schema.shared
@@ -189,9 +198,10 @@ class DeviceDriver:
         self._coordinator_minor = 0
         self._events: deque[object] = deque()
         self._logged: set[str] = set()
-        self.session = self._boot(device_class)
+        self.outdated = False
+        self.session = self._boot(device_class, description_digest)
 
-    def _boot(self, device_class: str) -> machine.Session:
+    def _boot(self, device_class: str, description_digest: bytes) -> machine.Session:
         """The session as the journal has it; models that are damaged count as not there."""
         kept = self._journal.begin_boot()
         released = kept.released_version if self._load(kept.released_version) else 0
@@ -199,6 +209,7 @@ class DeviceDriver:
         return machine.start(
             schema_digest=bytes.fromhex(self.manifest.schema.digest),
             boot=kept.boot,
+            description_digest=description_digest,
             federation=self._up.scope,
             device=self._up.device,
             device_class=device_class,
@@ -222,6 +233,16 @@ class DeviceDriver:
     def next_wake_s(self) -> float | None:
         """When `wake` is due, unix seconds."""
         return min(self.timers.values(), default=None)
+
+    @property
+    def revoked(self) -> bool:
+        """Whether the device is out of the federation."""
+        return self.session.phase is machine.Phase.REVOKED
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is under way that would be lost, or sealed."""
+        return self.session.phase in machine.BETWEEN_WORK
 
     def will(self) -> tuple[str, bytes]:
         """The last will for a connection that is about to be made."""
@@ -250,6 +271,11 @@ class DeviceDriver:
                     self._decide(self._adoption.woke(), now_s)
                 else:
                     self._step(Woke(timer), now_s)
+
+    @property
+    def is_uploading(self) -> bool:
+        """Whether an update is on its way up."""
+        return self.session.phase is machine.Phase.UPLOADING
 
     @property
     def has_more_to_send(self) -> bool:
@@ -302,9 +328,14 @@ class DeviceDriver:
                 raise RemoteProtocolError(f"topic {topic[:64]!r} is not this device's")  # noqa: TRY301 - one place counts
             message = frames.open_frame(data, address, self._coordinator_key, self._crypto)
             self._coordinator_minor = data[frames.MINOR_OFFSET]
+            self.outdated |= self._is_outdated(message)
             self._on_message(message, now_s)
         except RemoteProtocolError as error:
             self._count_incident(error)
+
+    def _is_outdated(self, message: Message) -> bool:
+        says_so = isinstance(message, Refused) and (message.kind, message.reason) == _OUTDATED
+        return says_so and bool(self.session.description_digest)
 
     def _on_message(self, message: Message, now_s: float) -> None:
         match message:

@@ -163,6 +163,14 @@ class Journal(Protocol):
         """Remember why nothing is begun now, empty when something may be; for people."""
         ...
 
+    def description(self) -> bytes:
+        """The digest of the description that the model is from; empty for none."""
+        ...
+
+    def note_description(self, digest: bytes) -> None:
+        """Remember which description is stored."""
+        ...
+
     def spells(self) -> Spells:
         """When the gate was open, for forecasts."""
         ...
@@ -188,6 +196,7 @@ class MemoryJournal:
     last_veto: VetoedRelease | None = None
     _spent: dict[int, Spent] = field(default_factory=dict)
     _spells: Spells = field(default_factory=Spells)
+    _description: bytes = b""
 
     def begin_boot(self) -> Kept:
         """Count a start, and say what is kept."""
@@ -253,6 +262,14 @@ class MemoryJournal:
     def note_waits(self, reason: str) -> None:
         """Remember why nothing is begun now."""
         self.waits = reason
+
+    def description(self) -> bytes:
+        """The digest of the description that the model is from."""
+        return self._description
+
+    def note_description(self, digest: bytes) -> None:
+        """Remember which description is stored."""
+        self._description = digest
 
     def spells(self) -> Spells:
         """When the gate was open."""
@@ -523,6 +540,14 @@ class SqliteJournal:
     def waits(self) -> str:
         """Why nothing was begun when the rules were last looked at."""
         return (self._fact("waits") or b"").decode()
+
+    def description(self) -> bytes:
+        """The digest of the description that the model is from; empty for none."""
+        return self._fact("description") or b""
+
+    def note_description(self, digest: bytes) -> None:
+        """Remember which description is stored."""
+        self._put("description", digest)
 
     def spells(self) -> Spells:
         """When the gate was open; none when what is kept cannot be read."""

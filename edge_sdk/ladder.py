@@ -23,7 +23,7 @@ from edge_sdk.signals import NOTHING, Spent
 # A round's own messages, signatures included: check-in, invitation, offer, receipt, settlement.
 ROUND_BYTES: Final = 4_096
 # What frames, topics and TLS add to a payload, in its chunks of 4 KB or more.
-_OVERHEAD: Final = 0.06
+OVERHEAD: Final = 0.06
 # No update is worth sending that has fewer bytes than this and the signs of its head.
 _UPDATE_BYTES_MIN: Final = 128
 _VALUES_A_BYTE: Final = 64
@@ -63,7 +63,7 @@ class Room:
     @property
     def payload_bytes(self) -> float:
         """The largest update that fits, with all that goes with it."""
-        return max((self.traffic_bytes - ROUND_BYTES) / (1.0 + _OVERHEAD), 0.0)
+        return max((self.traffic_bytes - ROUND_BYTES) / (1.0 + OVERHEAD), 0.0)
 
 
 def _left(budget: float, spent: float) -> float:

@@ -121,6 +121,9 @@ class Phase(Enum):
     REVOKED = "revoked"
 
 
+# Nothing that would be lost with the process, and nothing sealed.
+BETWEEN_WORK: Final = frozenset({Phase.IDLE, Phase.SETTLED, Phase.DECLINED, Phase.DISCARDED})
+
 # -- the record ----------------------------------------------------------------------------------
 
 
@@ -131,12 +134,14 @@ class Session:
     `held_version` is the newest model whose tensors are stored, `released_version` what the app
     sees, -1 for none; `veto` is the last release that it is not to see. `boot` grows with every
     start of the driver. `in_vain` counts check-ins since the device came or had work.
-    `evaluated_version` is the newest that this boot has taken to evaluate.
+    `evaluated_version` is the newest that this boot has taken to evaluate. `description_digest` is
+    empty where the task has a model of its own.
     """
 
     phase: Phase
     schema_digest: bytes
     boot: int
+    description_digest: bytes = b""
     federation: str = ""
     device: str = ""
     device_class: str = "unknown"
@@ -170,6 +175,7 @@ def start(
     *,
     schema_digest: bytes,
     boot: int,
+    description_digest: bytes = b"",
     federation: str = "",
     device: str = "",
     device_class: str = "unknown",
@@ -191,6 +197,7 @@ def start(
         phase=phase,
         schema_digest=schema_digest,
         boot=boot,
+        description_digest=description_digest,
         federation=federation,
         device=device,
         device_class=device_class,
@@ -233,6 +240,7 @@ def _check_in(s: Session, now_s: float) -> Step:
         metered=gate.metered,
         codecs=s.codecs,
         stays_s=min(gate.window_s, limits.LEASE_S_MAX),
+        description_digest=s.description_digest,
     )
     refresh_s = max(LEASE_REFRESH * window_s, CHECK_IN_S_MIN)
     return s, (Publish(available), WakeAt(CHECK_IN, now_s + refresh_s))

@@ -17,6 +17,8 @@ class DeviceStatus:
     estimated energy beyond idling, `spent_training_s_today` seconds of training and evaluation.
     `waits` is why it begins nothing, a word of `edge_sdk.reasons`, as of its last look at its
     rules; empty when it may. `veto` is the last release that its app does not use, and why.
+    `description` is the digest (hex) of the description that the model is from; empty when the task
+    has a model of its own, or nothing has come yet.
     """
 
     device: str | None
@@ -36,6 +38,7 @@ class DeviceStatus:
     spent_joules_today: float
     spent_training_s_today: float
     history: tuple[ForgetUpdate, ...]
+    description: str = ""
 
 
 def read_status(state_dir: Path | str) -> DeviceStatus:
@@ -77,4 +80,5 @@ def _status_in(journal: SqliteJournal) -> DeviceStatus:
         spent_joules_today=round(spent.joules, 3),
         spent_training_s_today=round(spent.training_s, 3),
         history=tuple(history),
+        description=journal.description().hex(),
     )

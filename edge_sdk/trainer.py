@@ -2,6 +2,7 @@
 
 A task is any object with `model() -> Manifest`, `trainer(device) -> Trainer` and, if there is test
 data in one place, `test() -> Trainer`. `trainer` is called where the data is, with a `DeviceInfo`.
+On a device `model` may be absent or return None: then the model comes from the coordinator.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,9 @@ class DeviceInfo:
 
     An emulated device is number `index` of `count`, and `partition` says how a task that splits one
     data set should do it; a real device is alone, and its data is its own. `seed` is the device's,
-    for whatever chance its trainer needs.
+    for whatever chance its trainer needs. `manifest` is what `task.model()` returned, or what the
+    coordinator has sent where the task has no model: a trainer that needs the first tensors, or the
+    artefact before there is a version to train, has them from there.
     """
 
     index: int = 0
@@ -36,6 +39,7 @@ class DeviceInfo:
     seed: int = 0
     profile: "DeviceProfile | None" = None
     partition: str = "iid"
+    manifest: Manifest | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -108,15 +112,19 @@ class Trainer(Protocol):
         ...
 
 
-class Task(Protocol):
+class TrainerTask(Protocol):
+    """A task as a device needs it: without a `model` its model comes from the coordinator."""
+
+    def trainer(self, device: DeviceInfo) -> Trainer:
+        """A trainer that is bound to this device's data."""
+        ...
+
+
+class Task(TrainerTask, Protocol):
     """What `task = "module:object"` names."""
 
     def model(self) -> Manifest:
         """The model's tensors; the same on every device and the coordinator."""
-        ...
-
-    def trainer(self, device: DeviceInfo) -> Trainer:
-        """A trainer that is bound to this device's data."""
         ...
 
 
@@ -124,11 +132,16 @@ class TaskError(PotluckError):
     """A task cannot be loaded or is not one; the text says what is missing."""
 
 
-def load_task(name: str, *, beside: Path | None = None) -> Any:
+def load_task(name: str, *, beside: Path | None = None, needs_model: bool = True) -> Any:
     """Import `module:object`, also from the current directory and from `beside`.
 
+    Args:
+        name: of the task.
+        beside: another directory to look in.
+        needs_model: whether one without `model` is none; on a device it is one.
+
     Raises:
-        TaskError: no such module or object, or one without `model` and `trainer`.
+        TaskError: no such module or object, or one without `model` or `trainer`.
     """
     import importlib  # noqa: PLC0415 - an app that hands over its task never needs it
     import sys  # noqa: PLC0415 - as above
@@ -151,7 +164,8 @@ def load_task(name: str, *, beside: Path | None = None) -> Any:
             f"task {name!r}: importing it raised {type(error).__name__}: {error}"
         ) from error
     task = getattr(module, attribute, None)
-    missing = [part for part in ("model", "trainer") if not callable(getattr(task, part, None))]
+    parts = ("model", "trainer") if needs_model else ("trainer",)
+    missing = [part for part in parts if not callable(getattr(task, part, None))]
     if missing:
         raise TaskError(f"task {name!r}: has no {' and no '.join(f'{m}()' for m in missing)}")
     return task

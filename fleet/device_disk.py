@@ -114,6 +114,14 @@ class DeviceDisk:
             self._write(lambda: self._journal.note_waits(reason))
             self._waits = reason
 
+    def description(self) -> bytes:
+        """The digest of the description that the model is from."""
+        return self._journal.description()
+
+    def note_description(self, digest: bytes) -> None:
+        """Remember which description is stored."""
+        self._write(lambda: self._journal.note_description(digest))
+
     def spells(self) -> Spells:
         """When the gate was open."""
         return self._journal.spells()

@@ -4,6 +4,7 @@ The same over a real broker (`fleet.loop`) and in virtual time (`fleet.world`). 
 bytes would cost the device in energy is added up from its profile.
 """
 
+import dataclasses
 import hashlib
 import os
 from collections import Counter
@@ -21,14 +22,17 @@ from device_profiles import (
     transfer_seconds,
 )
 from edge_sdk import DeviceDriver, DeviceInfo, Model
+from edge_sdk.description import DescriptionShelf, MemoryDescriptions
 from edge_sdk.journal import Enrolment, Journal
 from edge_sdk.ladder import Means
 from edge_sdk.models import ModelShelf
+from edge_sdk.newcomer import Newcomer
 from edge_sdk.parts import PartStore
 from edge_sdk.release_check import ReleaseCheck
 from edge_sdk.signals import GateClosed, GateOpened, Trained
 from edge_sdk.work import TrainingWork, Work, WorkDone, round_of
 from fleet.attacks import ATTACKS, spoil
+from fleet.described import WorldDriver
 from fleet.faults import Fault
 from wire import Crypto, Manifest, Plan, Report, Signer, Tensors, Traffic, frames, topics
 from wire.messages import Leave
@@ -119,7 +123,7 @@ class EmulatedDevice(Generic[LinkT]):
         parts: PartStore | None = None,
         check_release: ReleaseCheck | None = None,
     ) -> None:
-        self.info = info
+        self.info = dataclasses.replace(info, manifest=manifest)
         self.profile = profile
         self.name = enrolment.device
         self.counts = Counts()
@@ -142,6 +146,7 @@ class EmulatedDevice(Generic[LinkT]):
         self._parts = parts
         self.means: Callable[[], Means] = Means
         self.may_send: Callable[[int, bool], bool] = lambda _bytes, _last_word: True
+        self.descriptions: DescriptionShelf | None = None
         self._check_in_s = check_in_s
         self._start_work = start_work
         self.boot()
@@ -149,9 +154,35 @@ class EmulatedDevice(Generic[LinkT]):
 
     def boot(self) -> None:
         """Start, or start again after a crash, from what the journal holds."""
-        self.driver = DeviceDriver(
+        if self.descriptions is None:
+            self.driver: DeviceDriver | WorldDriver = self._make_driver(self._manifest)
+            return
+        self.driver = WorldDriver(
             manifest=self._manifest,
-            make_trainer=lambda: self._task.trainer(self.info),
+            journal=self._journal,
+            descriptions=self.descriptions,
+            make_driver=self._make_driver,
+            make_newcomer=self._make_newcomer,
+        )
+
+    def _make_newcomer(self, have_digest: bytes) -> Newcomer:
+        return Newcomer(
+            have_digest=have_digest,
+            journal=self._journal,
+            descriptions=self.descriptions or MemoryDescriptions(),
+            enrolment=self._enrolment,
+            signer=self._signer,
+            crypto=self._crypto,
+            publish=self._publish,
+            observe=self._observe,
+            means=lambda: self.means(),  # noqa: PLW0108 - a fleet sets it later
+        )
+
+    def _make_driver(self, manifest: Manifest, description_digest: bytes = b"") -> DeviceDriver:
+        info = dataclasses.replace(self.info, manifest=manifest)
+        return DeviceDriver(
+            manifest=manifest,
+            make_trainer=lambda: self._task.trainer(info),
             journal=self._journal,
             shelf=self._shelf,
             enrolment=self._enrolment,
@@ -166,6 +197,7 @@ class EmulatedDevice(Generic[LinkT]):
             room=lambda most: self.link.room(most),  # noqa: PLW0108 - there is none yet
             may_send=lambda size, last_word: self.may_send(size, last_word),  # noqa: PLW0108 - as above
             check_release=self._check_release,
+            description_digest=description_digest,
         )
 
     # -- link --------------------------------------------------------------------------------

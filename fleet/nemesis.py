@@ -24,6 +24,7 @@ from coordinator.config import (
 from fleet.checkers import FINAL_CHECKERS, LIVENESS_CHECKERS, ViolationError, Witness
 from fleet.crypto import StubCrypto
 from fleet.deeds import unleash
+from fleet.described import describe
 from fleet.faults import GATEWAY, Event, EventKind
 from fleet.record import FleetRun
 from fleet.release_checks import checks, promote_now_and_then
@@ -215,6 +216,7 @@ def try_seed(
     rounds: int = 5,
     events: Sequence[Event] | None = None,
     tell: Callable[[World, str], None] | None = None,
+    described: bool = False,
 ) -> Trial:
     """Play one world; never raises for a broken promise, but says which it was.
 
@@ -225,6 +227,7 @@ def try_seed(
         rounds: how many.
         events: a schedule instead of the seed's own, to shrink one or to repeat a shrunk one.
         tell: told of every event before it happens.
+        described: whether devices have their model from the coordinator.
     """
     if mode == "week":
         return play_week(seed, events=events, tell=tell)
@@ -282,6 +285,8 @@ def try_seed(
     fleet, evidence = witness.fleet, witness.evidence
     evidence.core = core if mode in _LIVENESS else None
     fleet.world.tell = tell
+    if described:
+        describe(fleet)
     violation = None
     if mode == "transfers":
         _slow_down(fleet, seed)
@@ -318,7 +323,7 @@ def _slow_down(fleet: VirtualFleet, seed: int) -> None:
         host.device.link.slowed = host.profile.down_mbps * _MBIT_BYTES / slow_bytes_per_s
 
 
-def shrink(trial: Trial) -> Trial:
+def shrink(trial: Trial, *, described: bool = False) -> Trial:
     """The fewest events that still break the same promise, one by one."""
     events = list(trial.events)
     smallest = trial
@@ -326,7 +331,12 @@ def shrink(trial: Trial) -> Trial:
     while at < len(events):
         fewer = [*events[:at], *events[at + 1 :]]
         again = try_seed(
-            trial.seed, trial.mode, devices=trial.devices, rounds=trial.rounds, events=fewer
+            trial.seed,
+            trial.mode,
+            devices=trial.devices,
+            rounds=trial.rounds,
+            events=fewer,
+            described=described,
         )
         if again.promise == trial.promise:
             events, smallest = fewer, again

@@ -22,12 +22,17 @@ def main() -> int:
     parser.add_argument("mode", choices=ALL_MODES)
     parser.add_argument("events", nargs="?", help="a JSON list, as a broken seed prints it")
     parser.add_argument("--quiet", action="store_true", help="print the end alone")
+    parser.add_argument(
+        "--described", action="store_true", help="devices have their model from the coordinator"
+    )
     arguments = parser.parse_args()
     events = None
     if arguments.events is not None:
         events = msgspec.json.decode(arguments.events, type=tuple[Event, ...])
     tell: Callable[[World, str], None] | None = None if arguments.quiet else _tell
-    trial = try_seed(arguments.seed, arguments.mode, events=events, tell=tell)
+    trial = try_seed(
+        arguments.seed, arguments.mode, events=events, tell=tell, described=arguments.described
+    )
     for event in trial.events:
         sys.stdout.write(f"nemesis: {event}\n")
     sys.stdout.write(f"trace {trial.trace_digest}, {trial.happened} events\n")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from edge_sdk import Device, DeviceInfo, Policy, consent, read_status
+from edge_sdk import Device, DeviceInfo, DeviceStatus, Policy, consent, read_status
 from edge_sdk.reasons import Reason
 from potluck.output import Reports, add_json, print_json, stop_on_signals
 
@@ -171,7 +171,12 @@ def run_status(arguments: argparse.Namespace) -> int:
                 "metrics": veto.metrics,
             }
         print_json({**dataclasses.asdict(status), "history": lines, "veto": vetoed})
-        return 0
+    else:
+        _print_status(status)
+    return 0
+
+
+def _print_status(status: DeviceStatus) -> None:
     name = status.device or "not enrolled"
     print(f"device        {name}" + (f" of {status.federation}" if status.federation else ""))
     if status.revoked is not None:
@@ -184,6 +189,8 @@ def run_status(arguments: argparse.Namespace) -> int:
             f"vetoed        version {status.veto.version}: {status.veto.reason}"
             + (f" ({status.veto.detail})" if status.veto.detail else "")
         )
+    if status.description:
+        print(f"description   {status.description[:16]}, from the coordinator")
     print(f"updates       {status.counted} counted, {sum(status.not_counted.values())} not")
     for reason, count in sorted(status.not_counted.items()):
         print(f"              {count} x {reason}")
@@ -202,7 +209,6 @@ def run_status(arguments: argparse.Namespace) -> int:
         f" {status.spent_joules_today:.1f} J, {status.spent_training_s_today:.1f} s of training"
     )
     sys.stdout.flush()
-    return 0
 
 
 def run_opt_out(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import time
+from functools import partial
 
 import msgspec
 
@@ -26,6 +27,9 @@ def main() -> int:
         action="append",
         help="which world, may be repeated (default: all but week)",
     )
+    parser.add_argument(
+        "--described", action="store_true", help="devices have their model from the coordinator"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     arguments = parser.parse_args()
     started_s = time.monotonic()
@@ -37,11 +41,13 @@ def main() -> int:
     broken: list[Trial] = []
     played = 0
     with multiprocessing.Pool(arguments.jobs) as pool:
-        for trial in pool.imap_unordered(_play, jobs, chunksize=4):
+        play = partial(_play, described=arguments.described)
+        for trial in pool.imap_unordered(play, jobs, chunksize=4):
             played += 1
             if trial.violation is not None:
-                broken.append(shrink(trial))
-                print(_repro(broken[-1]), file=sys.stderr, flush=True)
+                broken.append(shrink(trial, described=arguments.described))
+                more = " --described" if arguments.described else ""
+                print(_repro(broken[-1]) + more, file=sys.stderr, flush=True)
             if played % 100 == 0:
                 print(f"{played} of {len(jobs)} worlds, {len(broken)} broken", file=sys.stderr)
             if arguments.minutes and time.monotonic() - started_s > 60.0 * arguments.minutes:
@@ -56,9 +62,9 @@ def main() -> int:
     return 1 if broken else 0
 
 
-def _play(job: tuple[int, str]) -> Trial:
+def _play(job: tuple[int, str], *, described: bool) -> Trial:
     seed, mode = job
-    return try_seed(seed, mode)  # type: ignore[arg-type] # one of MODES
+    return try_seed(seed, mode, described=described)  # type: ignore[arg-type] # one of MODES
 
 
 def _repro(trial: Trial) -> str:

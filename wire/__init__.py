@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wire.artefact import Artefact, ArtefactInfo
 from wire.chunks import Reassembly, chunk_bytes_for, chunk_count
+from wire.description import Description, read_description
 from wire.effects import CancelWake, Effect, Persist, Publish, Report, WakeAt, Woke
 from wire.errors import (
     BadCompressionError,
@@ -58,6 +59,7 @@ __all__ = [
     "BrokerTrustError",
     "CancelWake",
     "Crypto",
+    "Description",
     "DigestMismatchError",
     "DuplicateError",
     "Ed25519",
@@ -104,6 +106,7 @@ __all__ = [
     "coordinator_id",
     "device_id",
     "draw",
+    "read_description",
     "tensors_digest",
     "token_proof",
     "update_id",

@@ -39,6 +39,8 @@ TRANSFER_BYTES_MAX: Final = 268_435_456
 TENSORS_MAX: Final = 4_096
 TENSOR_RANK_MAX: Final = 8
 MODEL_PARAMETERS_MAX: Final = 67_108_864
+# The words of a description: TENSORS_MAX specs, said twice where there is an artefact, are 3 MB.
+DESCRIPTION_WORDS_BYTES_MAX: Final = 4_194_304
 # Versions behind which a device is sent a snapshot instead of a chain of deltas.
 DELTAS_PER_BUNDLE_MAX: Final = 64
 

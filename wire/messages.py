@@ -19,6 +19,7 @@ Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS
 Text: TypeAlias = Annotated[str, Meta(max_length=limits.REASON_CHARS_MAX)]
 Reason: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
 Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
+DigestOrNone: TypeAlias = Annotated[bytes, Meta(max_length=32)]
 Id: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Number: TypeAlias = Annotated[int, Meta(ge=1, le=2**53)]
@@ -67,7 +68,8 @@ class Available(Body, frozen=True, array_like=True):
     is not newer, and answers with it. `held_version` is the model that the device can apply deltas
     to, `released_version` the one that its app uses; -1 is none. Mains counts as a full battery.
     `stays_s` is how long the device expects to meet its owner's conditions, 0 when it does not
-    know; `window_s` is no longer than that.
+    know; `window_s` is no longer than that. `description_digest` is that of the description that
+    the device has its model from, empty when its task has a model of its own.
     """
 
     KIND = 2
@@ -83,6 +85,7 @@ class Available(Body, frozen=True, array_like=True):
     metered: bool = False
     codecs: Annotated[tuple[Name, ...], Meta(max_length=limits.CODECS_MAX)] = ()
     stays_s: Annotated[float, Meta(ge=0.0, le=limits.LEASE_S_MAX)] = 0.0
+    description_digest: DigestOrNone = b""
 
 
 class Declined(Body, frozen=True, array_like=True):
@@ -171,6 +174,23 @@ class Leave(Body, frozen=True, array_like=True):
     KIND = 9
     UPLINK = True
     reason: Reason = "owner_left"
+
+
+class DescriptionRequest(Body, frozen=True, array_like=True):
+    """A device asks for the description of the model, in chunks of at most `chunk_bytes_max`.
+
+    It is ready for `bytes_max` bytes of chunks now, and asks again for what is left. `have_digest`
+    is that of the description that it has: if it is still the one, no chunk follows. `received` is
+    a bitmap of the chunks of `transfer_id` that are here. Since 1.1.
+    """
+
+    KIND = 10
+    UPLINK = True
+    chunk_bytes_max: Bytes
+    bytes_max: Bytes
+    have_digest: DigestOrNone = b""
+    transfer_id: Annotated[bytes, Meta(max_length=16)] = b""
+    received: Annotated[bytes, Meta(max_length=limits.CHUNKS_PER_TRANSFER_MAX // 8)] = b""
 
 
 class EvaluationReport(Body, frozen=True, array_like=True):
@@ -306,6 +326,17 @@ class Revoked(Body, frozen=True, array_like=True):
     reason: Reason
 
 
+class DescriptionOffer(Body, frozen=True, array_like=True):
+    """What follows in chunks: the description of the model. The answer to a request. Since 1.1."""
+
+    KIND = 74
+    UPLINK = False
+    transfer_id: Id
+    payload_bytes: Bytes
+    payload_digest: Digest
+    chunk_bytes: Bytes
+
+
 class EvaluateInvite(Body, frozen=True, array_like=True):
     """An answer to check-in `check_in`: measure `version` on the hold-out, train nothing.
 
@@ -333,6 +364,7 @@ Message: TypeAlias = (
     | Failed
     | Gone
     | Leave
+    | DescriptionRequest
     | EvaluationReport
     | ReleaseVeto
     | Enrolled
@@ -345,6 +377,7 @@ Message: TypeAlias = (
     | Settled
     | Release
     | Revoked
+    | DescriptionOffer
     | EvaluateInvite
 )
 
@@ -361,6 +394,7 @@ MESSAGES: Final = MappingProxyType(
             Failed,
             Gone,
             Leave,
+            DescriptionRequest,
             EvaluationReport,
             ReleaseVeto,
             Enrolled,
@@ -373,6 +407,7 @@ MESSAGES: Final = MappingProxyType(
             Settled,
             Release,
             Revoked,
+            DescriptionOffer,
             EvaluateInvite,
         )
     }
@@ -399,4 +434,6 @@ def is_finite(message: Any) -> bool:
         return all(is_finite(getattr(message, name)) for name in message.__struct_fields__)
     if isinstance(message, dict):
         return all(is_finite(value) for value in message.values())
+    if isinstance(message, tuple):
+        return all(is_finite(value) for value in message)
     return True

@@ -80,7 +80,8 @@ class Written(Disk):
 
 
 def name_of(loopback: Loopback) -> str:
-    return loopback.devices[0].session.device
+    name: str = loopback.devices[0].session.device
+    return name
 
 
 # -- floods ----------------------------------------------------------------------------------------

@@ -441,7 +441,7 @@ def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("PUMP_READINGS", raising=False)
     yield tmp_path
-    for name in ("pump", "by_hand", "by_function"):
+    for name in ("pump", "by_hand", "by_function", "on_device"):
         sys.modules.pop(name, None)
 
 
@@ -476,6 +476,19 @@ def test_a_task_of_the_page_trains_and_its_update_can_be_sent(
     assert after.num_examples == before.num_examples == 12
     with pytest.raises(edge_sdk.TrainingStoppedError):
         trainer.train(first, order.plan, stop=lambda: True)
+
+
+def test_the_page_s_device_task_trains_what_the_coordinator_s_task_describes(
+    users_folder: Path,
+) -> None:
+    manifest = edge_sdk.load_task("pump:task", beside=users_folder).model()
+    received = wire.read_description(wire.Description(manifest).payload)
+    with pytest.raises(edge_sdk.TaskError, match=r"has no model\(\)"):
+        edge_sdk.load_task("on_device:task", beside=users_folder)
+    task = edge_sdk.load_task("on_device:task", beside=users_folder, needs_model=False)
+    trainer = task.trainer(DeviceInfo(seed=3, manifest=received))
+    result = trainer.train(Model(0, received.tensors), Plan(), stop=lambda: False)
+    assert result.num_examples == 48
 
 
 def test_the_page_s_own_trainer_keeps_its_personal_parameter(users_folder: Path) -> None:

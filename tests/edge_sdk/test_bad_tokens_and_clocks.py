@@ -229,7 +229,7 @@ def test_a_device_whose_bytes_are_spent_hangs_up_until_the_next_day_and_can_leav
             return time.time() + 86_400.0 * days[0]
 
     monkeypatch.setattr("edge_sdk._running.time", Clock())
-    federated = Federated(tmp_path, broker, rounds=30, deadline_s=4.0)
+    federated = Federated(tmp_path, broker.url, rounds=30, deadline_s=4.0)
     reports: list[Report] = []
     try:
         budget = 8_000

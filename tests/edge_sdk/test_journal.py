@@ -52,6 +52,19 @@ def test_a_sealed_update_is_there_until_it_is_forgotten(reopen: Callable[[], Jou
     assert reopen().sealed_slice(SEALED.update_id, 0, 2**30) is None
 
 
+def test_the_description_is_remembered_and_none_is_empty(reopen: Callable[[], Journal]) -> None:
+    assert reopen().description() == b""
+    reopen().note_description(b"d" * 32)
+    assert reopen().description() == b"d" * 32
+
+
+def test_a_device_that_enrols_anew_forgets_which_description_it_had(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    journal.note_description(b"d" * 32)
+    journal.reset()
+    assert journal.description() == b""
+
+
 def test_models_and_enrolment_are_remembered(reopen: Callable[[], Journal]) -> None:
     journal = reopen()
     journal.enrol(ENROLMENT)

@@ -36,7 +36,9 @@ class Slow(Loopback):
 
     @property
     def driver(self) -> DeviceDriver:
-        return self.devices[0]
+        driver = self.devices[0]
+        assert isinstance(driver, DeviceDriver)
+        return driver
 
     @property
     def under_way(self) -> int:

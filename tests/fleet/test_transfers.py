@@ -11,6 +11,7 @@ from coordinator.config import (
     Rounds,
     Uplink,
 )
+from edge_sdk import DeviceDriver
 from edge_sdk.download import digest_of
 from fleet.crypto import StubCrypto
 from fleet.nemesis import try_seed
@@ -83,6 +84,7 @@ def test_a_device_that_reboots_in_mid_download_fetches_the_rest(silent: bool) ->
     fetched_bytes = host.device.link.traffic.received_bytes - before_bytes
     assert fetched_bytes < (CHUNKS - kept + 3) * limits.PACKET_BYTES_MIN
     driver, store = host.device.driver, fleet.coordinator.store
+    assert isinstance(driver, DeviceDriver)
     held = driver._load(version)
     row = store.model(version)
     assert held is not None
@@ -99,11 +101,11 @@ def test_a_full_disk_in_mid_download_is_a_reason_and_the_device_goes_on() -> Non
     fleet = make()
     fleet.start()
     host = fleet.hosts[until_half_is_here(fleet)]
+    driver = host.device.driver
+    assert isinstance(driver, DeviceDriver)
     host.fill_disk()
-    fleet.world.run(
-        fleet.world.now_s + 60.0, over=lambda: host.device.driver.incidents["disk_failed"] > 0
-    )
-    assert host.device.driver.incidents["disk_failed"] == 1
+    fleet.world.run(fleet.world.now_s + 60.0, over=lambda: driver.incidents["disk_failed"] > 0)
+    assert driver.incidents["disk_failed"] == 1
     assert not host.parts.parts
     assert host.running
     host.free_disk()

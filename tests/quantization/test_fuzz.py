@@ -4,10 +4,12 @@ from types import ModuleType
 
 import pytest
 
-from fuzz import bundle, payload, symbols
+from fuzz import bundle, description, payload, symbols
 from fuzz.engine import CRASHES
 
-TARGETS = {module.__name__.rpartition(".")[2]: module for module in (bundle, payload, symbols)}
+TARGETS = {
+    module.__name__.rpartition(".")[2]: module for module in (bundle, description, payload, symbols)
+}
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)

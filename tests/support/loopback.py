@@ -8,13 +8,18 @@ from typing import Any
 from coordinator import STORE_FILE, Coordinator, FederationConfig, Store, init_state, load_identity
 from coordinator.config import Aggregation, Federation, Rounds, Uplink
 from edge_sdk import DeviceDriver, DeviceInfo
+from edge_sdk.described import DescribedDriver
+from edge_sdk.description import MemoryDescriptions
 from edge_sdk.journal import Enrolment, MemoryJournal
+from edge_sdk.ladder import Means
 from edge_sdk.models import MemoryShelf
+from edge_sdk.newcomer import Newcomer
+from edge_sdk.parts import PartStore
 from edge_sdk.signals import GateOpened
 from edge_sdk.work import Work
 from fleet import SeededSecrets, StubCrypto
 from fleet.toy import ToyTask
-from wire import Manifest, Message, Report, Signer, frames
+from wire import Manifest, Message, Report, frames
 from wire.limits import PACKET_BYTES_MAX_DEFAULT
 from wire.topics import Address, parse
 
@@ -41,6 +46,8 @@ class Loopback:
         aggregation: the file's `[aggregation]`.
         task: the task object.
         device_model: what `task.model()` returns on devices, if that is another.
+        described: whether devices have their model from the coordinator.
+        parts: where a device puts a description together, by its number.
     """
 
     def __init__(
@@ -56,6 +63,8 @@ class Loopback:
         aggregation: Aggregation = Aggregation(),  # noqa: B008 - as above
         task: Any = ToyTask(),  # noqa: B008 - it holds nothing
         device_model: Manifest | None = None,
+        described: bool = False,
+        parts: Callable[[int], PartStore | None] = lambda _number: None,
     ) -> None:
         self.now_s = 1_000.0
         self.crypto = StubCrypto()
@@ -73,15 +82,28 @@ class Loopback:
         self._evaluator = evaluator
         self._task = task
         self._device_model = device_model or task.model()
+        self._described = described
+        self._parts = parts
+        self.device_reports: list[tuple[int, Report]] = []
+        self.packet_bytes_max = PACKET_BYTES_MAX_DEFAULT
+        self.means: Callable[[], Means] = Means
         self._wire: list[Packet] = []
-        self._works: list[tuple[DeviceDriver, Work]] = []
+        self._works: list[tuple[Any, Work]] = []
         init_state(directory / "coordinator", SeededSecrets(1, "coordinator"))
         self.coordinator = self.boot_coordinator()
         self.signers = [
             self.crypto.signer(SeededSecrets(1, f"device/{number}").token(32))
             for number in range(count)
         ]
-        self.devices = [self._device(number, signer) for number, signer in enumerate(self.signers)]
+        self.journals: list[MemoryJournal] = []
+        self.descriptions = [MemoryDescriptions() for _ in range(count)]
+        self._shelves = [MemoryShelf() for _ in range(count)]
+        for signer in self.signers:
+            name = self.coordinator.admit(signer.public_key, "unknown", self.now_s)
+            key = self.coordinator.public_key
+            enrolment = Enrolment(name, "toy", key, "mqtt://localhost", "", b"")
+            self.journals.append(MemoryJournal(enrolment))
+        self.devices: list[Any] = [self.boot_device(number) for number in range(count)]
 
     def boot_coordinator(self) -> Coordinator:
         """A coordinator on what is on disk, as after a crash."""
@@ -101,25 +123,59 @@ class Loopback:
         )
         return self.coordinator
 
-    def _device(self, number: int, signer: Signer) -> DeviceDriver:
-        name = self.coordinator.admit(signer.public_key, "unknown", self.now_s)
-        driver = DeviceDriver(
-            manifest=self._device_model,
-            make_trainer=lambda: self._task.trainer(DeviceInfo(seed=number)),
-            journal=MemoryJournal(
-                Enrolment(name, "toy", self.coordinator.public_key, "mqtt://localhost", "", b"")
-            ),
-            shelf=MemoryShelf(),
-            enrolment=Enrolment(
-                name, "toy", self.coordinator.public_key, "mqtt://localhost", "", b""
-            ),
-            signer=signer,
-            crypto=self.crypto,
-            publish=self._send,
-            start_work=lambda work: self._works.append((driver, work)),
-            observe=lambda _report: None,
-        )
-        return driver
+    def boot_device(self, number: int) -> DeviceDriver | DescribedDriver:
+        """A device on what is on its disk, as after a crash; it is nobody's yet."""
+        journal, enrolment = self.journals[number], self.journals[number].enrolment
+        assert enrolment is not None
+        signer = self.signers[number]
+
+        whole: list[DeviceDriver | DescribedDriver] = []
+
+        def observe(report: Report) -> None:
+            self.device_reports.append((number, report))
+
+        def make_driver(manifest: Manifest, digest: bytes = b"") -> DeviceDriver:
+            info = DeviceInfo(seed=number, manifest=manifest)
+            return DeviceDriver(
+                manifest=manifest,
+                make_trainer=lambda: self._task.trainer(info),
+                journal=journal,
+                shelf=self._shelves[number],
+                enrolment=enrolment,
+                signer=signer,
+                crypto=self.crypto,
+                publish=self._send,
+                start_work=lambda work: self._works.append((whole[0], work)),
+                observe=observe,
+                description_digest=digest,
+            )
+
+        def make_newcomer(have_digest: bytes) -> Newcomer:
+            return Newcomer(
+                have_digest=have_digest,
+                journal=journal,
+                descriptions=self.descriptions[number],
+                enrolment=enrolment,
+                signer=signer,
+                crypto=self.crypto,
+                publish=self._send,
+                observe=observe,
+                means=lambda: self.means(),  # noqa: PLW0108 - a test sets it later
+                parts=self._parts(number),
+            )
+
+        if not self._described:
+            whole.append(make_driver(self._device_model))
+        else:
+            whole.append(
+                DescribedDriver(
+                    journal=journal,
+                    descriptions=self.descriptions[number],
+                    make_driver=make_driver,
+                    make_newcomer=make_newcomer,
+                )
+            )
+        return whole[0]
 
     def _send(self, topic: str, data: bytes) -> None:
         self._wire += [(topic, kept) for kept in self.tamper(topic, data)]
@@ -129,10 +185,14 @@ class Loopback:
     def start(self) -> None:
         """Everybody is there, with a full battery."""
         self.coordinator.start(self.now_s)
-        self.coordinator.on_link_up(PACKET_BYTES_MAX_DEFAULT, self.now_s)
-        for device in self.devices:
-            device.on_gate(GateOpened(3_600.0), self.now_s)
-            device.on_link_up(PACKET_BYTES_MAX_DEFAULT, self.now_s)
+        self.coordinator.on_link_up(self.packet_bytes_max, self.now_s)
+        for number in range(len(self.devices)):
+            self.wake_device(number)
+
+    def wake_device(self, number: int) -> None:
+        """Link and gate of a device that has just started."""
+        self.devices[number].on_gate(GateOpened(3_600.0), self.now_s)
+        self.devices[number].on_link_up(self.packet_bytes_max, self.now_s)
 
     def deliver(self) -> bool:
         """One packet, or one piece of training; False when nothing is under way."""

@@ -15,6 +15,8 @@ from wire.messages import (
     Chunk,
     ComeBackAt,
     Declined,
+    DescriptionOffer,
+    DescriptionRequest,
     Enrolled,
     EnrolRequest,
     EvaluateInvite,
@@ -88,6 +90,10 @@ EXAMPLES: Final[Mapping[str, tuple[Message, Address]]] = {
         ),
         UP,
     ),
+    "available_described": (
+        Available(2, 120.0, 0, 0, SCHEMA_DIGEST, description_digest=DIGEST),
+        UP,
+    ),
     "declined_withdrawn": (Declined(CHECK_IN, 0, "battery_low"), UP),
     "declined_invitation": (Declined(CHECK_IN, 12, "metered", "on a cellular network"), UP),
     "fetch_request_first": (FetchRequest(300, -1, 130_048), UP),
@@ -111,6 +117,11 @@ EXAMPLES: Final[Mapping[str, tuple[Message, Address]]] = {
     "failed": (Failed(12, "trainer_failed", "ValueError: no such file"), UP),
     "gone": (Gone(CHECK_IN), UP),
     "leave": (Leave(), UP),
+    "description_request_first": (DescriptionRequest(130_048, 268_435_456), UP),
+    "description_request_resumed": (
+        DescriptionRequest(130_048, 4_000_000, OTHER_DIGEST, TRANSFER, b"\x05"),
+        UP,
+    ),
     "evaluation_report": (EvaluationReport(12, 300, 0.25, 96, {"accuracy": 0.9375}), UP),
     "release_veto": (
         ReleaseVeto(
@@ -151,6 +162,8 @@ EXAMPLES: Final[Mapping[str, tuple[Message, Address]]] = {
     "settled_not_counted": (Settled(UPDATE, counted=False, reason="round_closed"), DOWN),
     "release": (Release(300, OTHER_DIGEST), DOWN),
     "revoked": (Revoked("owner_left"), DOWN),
+    "refused_outdated": (Refused(Available.KIND, "description_outdated"), DOWN),
+    "description_offer": (DescriptionOffer(TRANSFER, 400_000, DIGEST, 130_048), DOWN),
     "evaluate_invite": (
         EvaluateInvite(CHECK_IN, 12, 300, DIGEST, Plan(1, 64, 0.1, 7), 45.5),
         DOWN,

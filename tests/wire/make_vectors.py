@@ -33,6 +33,7 @@ from tests.wire.examples import (
     seed_of,
     signer_of,
 )
+from tests.wire.make_descriptions import description_vectors
 from tests.wire.make_payloads import (
     LONG,
     MODEL,
@@ -277,6 +278,7 @@ def all_vectors() -> dict[str, dict[str, Any]]:
         "newer-minor.json": newer_vectors(),
         "payloads-2.json": payload_vectors(),
         "bundles-1.json": bundle_vectors(),
+        "descriptions-1.json": description_vectors(),
         "identities.json": identity_vectors(),
     }
 
