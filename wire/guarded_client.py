@@ -27,12 +27,12 @@ class GuardedClient(Client):
     after any other loss. A handshake that fails leaves no socket behind.
 
     Attributes:
-        host: the broker's name, which its certificate has to be for.
+        tls_name: the broker's name, which its certificate has to be for.
         packet_bytes_max: the largest packet that is read.
         failure: why the last attempt to connect failed.
     """
 
-    host = ""
+    tls_name = ""
     packet_bytes_max = limits.PACKET_BYTES_MAX_DEFAULT
     failure: OSError | None = None
 
@@ -55,7 +55,7 @@ class GuardedClient(Client):
     def _ssl_wrap_socket(self, tcp_sock: Socket) -> ssl.SSLSocket:
         context: Any = self._ssl_context
         tls: ssl.SSLSocket = context.wrap_socket(
-            tcp_sock, server_hostname=self.host, do_handshake_on_connect=False
+            tcp_sock, server_hostname=self.tls_name, do_handshake_on_connect=False
         )
         try:
             tls.settimeout(HANDSHAKE_S)

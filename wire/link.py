@@ -212,7 +212,7 @@ class MqttLink:
             clean_session=None if self._mqtt5 else True,
             reconnect_on_failure=True,
         )
-        client.host = self._address.host
+        client.tls_name = self._address.host
         client.packet_bytes_max = max(self._packet_bytes_max, limits.PACKET_BYTES_MAX_DEFAULT)
         client.max_inflight_messages_set(limits.CHUNKS_IN_FLIGHT_MAX)
         client.reconnect_delay_set(RECONNECT_S_MIN, RECONNECT_S_MAX)
