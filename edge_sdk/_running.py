@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final, cast
 from edge_sdk._gatekeeper import Gatekeeper, Moment
 from edge_sdk._training import Job, Outcome, TrainingThread
 from edge_sdk.consent import LEAVE_EVERY_S, Heard
-from edge_sdk.described import DescribedDriver
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import Energy
 from edge_sdk.fine_tuning import FineTuned, FineTuneWork, FineTuningError, blame_gate
@@ -33,6 +32,7 @@ from wire import Report
 from wire.lock import InstanceLock
 
 if TYPE_CHECKING:
+    from edge_sdk.described import DescribedDriver
     from wire import MqttLink
 
 FAREWELL_S: Final = 2.0
@@ -74,7 +74,7 @@ class _Inbox(queue.Queue[Callable[["Running"], None]]):
 class Running:
     """What exists while a device runs; everything but the link's callbacks is on one thread."""
 
-    driver: DeviceDriver | DescribedDriver
+    driver: "DeviceDriver | DescribedDriver"
     link: "MqttLink"
 
     def __init__(

@@ -15,8 +15,6 @@ from edge_sdk._gatekeeper import Gatekeeper
 from edge_sdk._running import Running
 from edge_sdk._tuning import fine_tune_alone
 from edge_sdk.consent import MODELS_DIR, delete_state, opt_in, opt_out
-from edge_sdk.described import DescribedDriver
-from edge_sdk.description import FileDescriptions
 from edge_sdk.driver import DeviceDriver
 from edge_sdk.energy import energy_of
 from edge_sdk.enrolment import EnrolmentError, enrol, tls_files
@@ -29,7 +27,6 @@ from edge_sdk.fine_tuning import (
 )
 from edge_sdk.journal import Enrolment, SqliteJournal, no_room, readable
 from edge_sdk.models import FileShelf
-from edge_sdk.newcomer import Newcomer
 from edge_sdk.parts import PartFiles
 from edge_sdk.policy import Policy, Source, conditions_from, sense
 from edge_sdk.release_check import ReleaseCheck
@@ -50,7 +47,9 @@ from wire.lock import InstanceLock
 from wire.token import TokenFileError, read_tokens
 
 if TYPE_CHECKING:
+    from edge_sdk.description import FileDescriptions
     from edge_sdk.example_store import ExampleStore
+    from edge_sdk.newcomer import Newcomer
 
 # While an app waits for its fine-tuning, it looks whether the device still runs.
 _LOOK_EVERY_S: Final = 0.5
@@ -421,7 +420,10 @@ class Device:
         self.error = None
         return running
 
-    def _descriptions(self) -> FileDescriptions:
+    def _descriptions(self) -> "FileDescriptions":
+        # Only a device without a model of its own needs this, and what `_assemble` loads late.
+        from edge_sdk.description import FileDescriptions  # noqa: PLC0415 - as above
+
         return FileDescriptions(self.state_dir / MODELS_DIR)
 
     def _prepare(self) -> Running:
@@ -483,7 +485,9 @@ class Device:
                 description_digest=description_digest,
             )
 
-        def make_newcomer(have_digest: bytes) -> Newcomer:
+        def make_newcomer(have_digest: bytes) -> "Newcomer":
+            from edge_sdk.newcomer import Newcomer  # noqa: PLC0415 - as `_descriptions`
+
             return Newcomer(
                 have_digest=have_digest,
                 journal=journal,
@@ -500,6 +504,8 @@ class Device:
         if manifest is not None:
             running.driver = make_driver(manifest)
         else:
+            from edge_sdk.described import DescribedDriver  # noqa: PLC0415 - as `_descriptions`
+
             running.driver = DescribedDriver(
                 journal=journal,
                 descriptions=self._descriptions(),

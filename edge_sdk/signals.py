@@ -5,7 +5,6 @@ the machine without a driver. Events and effects that both sides know are in `wi
 `wire.messages`.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -84,24 +83,21 @@ NOTHING: Final = Spent()
 # -- effects that only a device knows ------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LocateBase(Effect):
+class LocateBase(Effect, msgspec.Struct, frozen=True):
     """Look for the round's base model; answer `BaseHeld` or `BaseMissing`."""
 
     version: int
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch(Effect):
+class Fetch(Effect, msgspec.Struct, frozen=True):
     """Ask the coordinator for a model, saying what is held; answer `BaseReady` or `BaseFailed`."""
 
     version: int
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Train(Effect):
+class Train(Effect, msgspec.Struct, frozen=True):
     """Train, clip, encode; answer `Trained` or `TrainingFailed`."""
 
     round: int
@@ -112,8 +108,7 @@ class Train(Effect):
     chunk_bytes_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluate(Effect):
+class Evaluate(Effect, msgspec.Struct, frozen=True):
     """Measure a version on the hold-out; answer `Evaluated` or `TrainingFailed`."""
 
     round: int
@@ -121,15 +116,13 @@ class Evaluate(Effect):
     plan: Plan
 
 
-@dataclass(frozen=True, slots=True)
-class StopWork(Effect):
+class StopWork(Effect, msgspec.Struct, frozen=True):
     """Stop the work or the fetching at the next batch boundary; the result is not wanted."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SendChunks(Effect):
+class SendChunks(Effect, msgspec.Struct, frozen=True):
     """Send the chunks of a sealed update that the bitmap `received` lacks."""
 
     update_id: bytes
@@ -137,8 +130,7 @@ class SendChunks(Effect):
     chunk_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Adopt(Effect):
+class Adopt(Effect, msgspec.Struct, frozen=True):
     """Make a released model the one that the app sees; fetch it and have it checked first.
 
     The driver answers `Adopted` when it is done, `Vetoed` when the device's own check is against
@@ -154,28 +146,24 @@ class Adopt(Effect):
 # -- events that only a device knows -------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class EnrolmentDone:
+class EnrolmentDone(msgspec.Struct, frozen=True):
     """The coordinator has taken the token and given this name."""
 
     device: str
     federation: str
 
 
-@dataclass(frozen=True, slots=True)
-class LinkUp:
+class LinkUp(msgspec.Struct, frozen=True):
     """The broker is there, and takes chunks of this size."""
 
     chunk_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class LinkDown:
+class LinkDown(msgspec.Struct, frozen=True):
     """The broker is gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class GateOpened:
+class GateOpened(msgspec.Struct, frozen=True):
     """Conditions allow work, for `window_s` as far as the device can tell.
 
     A check-in promises no more than `check_in_s` of it, and is then repeated.
@@ -188,15 +176,13 @@ class GateOpened:
     check_in_s: float = LEASE_S
 
 
-@dataclass(frozen=True, slots=True)
-class GateClosed:
+class GateClosed(msgspec.Struct, frozen=True):
     """Conditions forbid work; `reason` is a stable word."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TurnDown:
+class TurnDown(msgspec.Struct, frozen=True):
     """What is left of the day's budgets does not do for this invitation; `reason` says of which."""
 
     check_in: int
@@ -204,44 +190,38 @@ class TurnDown:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class BaseHeld:
+class BaseHeld(msgspec.Struct, frozen=True):
     """The base model is here and has the right digest."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class BaseMissing:
+class BaseMissing(msgspec.Struct, frozen=True):
     """The base model is not here."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class BaseReady:
+class BaseReady(msgspec.Struct, frozen=True):
     """A fetched model is assembled, checked and stored."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class BaseFailed:
+class BaseFailed(msgspec.Struct, frozen=True):
     """The fetched bytes were not the promised model."""
 
     version: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
+class Trained(msgspec.Struct, frozen=True):
     """Training is over and encoded; the driver holds the payload until it is persisted."""
 
     sealed: SealedUpdate
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluated:
+class Evaluated(msgspec.Struct, frozen=True):
     """A version is measured: mean loss over the hold-out, and more."""
 
     round: int
@@ -251,8 +231,7 @@ class Evaluated:
     metrics: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingFailed:
+class TrainingFailed(msgspec.Struct, frozen=True):
     """The trainer raised, hung, or returned what cannot be sent."""
 
     round: int
@@ -260,15 +239,13 @@ class TrainingFailed:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Adopted:
+class Adopted(msgspec.Struct, frozen=True):
     """The app now sees this version."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Vetoed:
+class Vetoed(msgspec.Struct, frozen=True):
     """The device's own check is against a release; the app goes on with what it has."""
 
     version: int

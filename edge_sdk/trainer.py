@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wire import Artefact, Manifest, Plan, Tensors
+from wire import Manifest, Plan, Tensors
 from wire.errors import PotluckError
 
 if TYPE_CHECKING:
     from device_profiles import DeviceProfile
+    from wire import Artefact
 
 Stop = Callable[[], bool]
 
@@ -56,7 +57,7 @@ class Model:
     version: int
     tensors: Tensors
     path: Path | None = None
-    artefact: Artefact | None = None
+    artefact: "Artefact | None" = None
     trainable: tuple[str, ...] | None = None
 
     def trains(self, name: str) -> bool:

@@ -7,9 +7,7 @@ the one link to a broker. Floor 0: it imports nothing of potluck.
 
 from typing import TYPE_CHECKING, Any
 
-from wire.artefact import Artefact, ArtefactInfo
 from wire.chunks import Reassembly, chunk_bytes_for, chunk_count
-from wire.description import Description, read_description
 from wire.effects import CancelWake, Effect, Persist, Publish, Report, WakeAt, Woke
 from wire.errors import (
     BadCompressionError,
@@ -39,6 +37,8 @@ from wire.signing import Crypto, Ed25519, SecretSource, Signer, SystemSecrets
 from wire.topics import Address
 
 if TYPE_CHECKING:
+    from wire.artefact import Artefact, ArtefactInfo
+    from wire.description import Description, read_description
     from wire.link import (
         BrokerAddress,
         BrokerAddressError,
@@ -112,26 +112,31 @@ __all__ = [
     "update_id",
 ]
 
-_LINK = frozenset(
-    {
-        "BrokerAddress",
-        "BrokerAddressError",
-        "BrokerTrustError",
-        "MqttLink",
-        "TlsFiles",
-        "Traffic",
-    }
-)
+# By the module that has them.
+_LATER = {
+    "Artefact": "artefact",
+    "ArtefactInfo": "artefact",
+    "BrokerAddress": "link",
+    "BrokerAddressError": "link",
+    "BrokerTrustError": "link",
+    "Description": "description",
+    "MqttLink": "link",
+    "TlsFiles": "link",
+    "Traffic": "link",
+    "read_description": "description",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Load paho-mqtt with the first thing that needs it: an app that only reads its model does not.
 
+    And what only a device needs that trains a file, or has its model from the coordinator.
+
     Raises:
         AttributeError: no such name.
     """
-    if name in _LINK:
-        from wire import link  # noqa: PLC0415 - that is the point
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 - as what it loads
 
-        return getattr(link, name)
-    raise AttributeError(f"module 'wire' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -5,8 +5,6 @@ The rule that buys reliability: a `Persist` precedes the `Publish` that reveals 
 (training, aggregation) stand beside that side's machine and derive from `Effect` too.
 """
 
-from dataclasses import dataclass
-
 import msgspec
 
 from wire.messages import Message
@@ -18,38 +16,33 @@ class Effect:
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Publish(Effect):
+class Publish(Effect, msgspec.Struct, frozen=True):
     """Send a message: to the coordinator from a device, to `device` from the coordinator."""
 
     message: Message
     device: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Persist(Effect):
+class Persist(Effect, msgspec.Struct, frozen=True):
     """Store a record durably, in one transaction, before the next effect runs."""
 
     record: msgspec.Struct
 
 
-@dataclass(frozen=True, slots=True)
-class WakeAt(Effect):
+class WakeAt(Effect, msgspec.Struct, frozen=True):
     """Deliver `Woke(timer)` at `at_s`. A later request for the same timer replaces it."""
 
     timer: str
     at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class CancelWake(Effect):
+class CancelWake(Effect, msgspec.Struct, frozen=True):
     """Forget a timer; unknown timers are no error."""
 
     timer: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report(Effect):
+class Report(Effect, msgspec.Struct, frozen=True):
     """Tell people: a stable word for what happened, and a sentence."""
 
     what: str
@@ -57,8 +50,7 @@ class Report(Effect):
     device: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Woke:
+class Woke(msgspec.Struct, frozen=True):
     """The event that answers `WakeAt`."""
 
     timer: str
