@@ -3,20 +3,17 @@
 `Device` is what an app embeds. Inside, a sans-IO session (`session`) decides, a driver (`driver`)
 executes, a journal keeps what must not be lost. Only quantized updates leave the device; nothing
 heavier than the base install is imported. Trainers and the store of examples are loaded when they
-are named: an app has one of them at most.
+are named, and what runs a device when it is started.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from edge_sdk.consent import ConsentError
 from edge_sdk.device import Device, DeviceError, NoModelYetError
-from edge_sdk.driver import DeviceDriver
 from edge_sdk.enrolment import EnrolmentError
-from edge_sdk.fine_tuning import FineTuned, FineTuningError
 from edge_sdk.journal import JournalError
 from edge_sdk.policy import Conditions, Policy, PolicyError
 from edge_sdk.reasons import Reason
-from edge_sdk.release_check import ReleaseCheck, Veto, no_worse_than
 from edge_sdk.status import DeviceStatus, read_status
 from edge_sdk.trainer import (
     DeviceInfo,
@@ -33,9 +30,12 @@ from edge_sdk.trainer import (
 
 if TYPE_CHECKING:
     from edge_sdk.callable_trainer import CallableTrainer, FreshTrainer
+    from edge_sdk.driver import DeviceDriver
     from edge_sdk.example_store import ExampleStore, ExampleStoreError
     from edge_sdk.examples import ExampleError, ExampleStats, Split
+    from edge_sdk.fine_tuning import FineTuned, FineTuningError
     from edge_sdk.numpy_trainer import NumpyTrainer
+    from edge_sdk.release_check import ReleaseCheck, Veto, no_worse_than
     from edge_sdk.torch_trainer import TorchTrainer, manifest_of
 
 __all__ = [
@@ -82,15 +82,21 @@ __all__ = [
 # By the module that has them.
 _LATER = {
     "CallableTrainer": "callable_trainer",
+    "DeviceDriver": "driver",
     "ExampleError": "examples",
     "ExampleStats": "examples",
     "ExampleStore": "example_store",
     "ExampleStoreError": "example_store",
+    "FineTuned": "fine_tuning",
+    "FineTuningError": "fine_tuning",
     "FreshTrainer": "callable_trainer",
     "NumpyTrainer": "numpy_trainer",
+    "ReleaseCheck": "release_check",
     "Split": "examples",
     "TorchTrainer": "torch_trainer",
+    "Veto": "release_check",
     "manifest_of": "torch_trainer",
+    "no_worse_than": "release_check",
 }
 
 

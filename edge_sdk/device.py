@@ -4,32 +4,17 @@ Everything that goes on while it runs is in `_running`, on threads of its own.
 """
 
 import contextlib
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from edge_sdk._gatekeeper import Gatekeeper
-from edge_sdk._running import Running
-from edge_sdk._tuning import fine_tune_alone
 from edge_sdk.consent import MODELS_DIR, delete_state, opt_in, opt_out
-from edge_sdk.driver import DeviceDriver
-from edge_sdk.energy import energy_of
-from edge_sdk.enrolment import EnrolmentError, enrol, tls_files
-from edge_sdk.fine_tuning import (
-    FINE_TUNING_PLAN,
-    FineTuned,
-    FineTuneWork,
-    FineTuningError,
-    check_has_personal,
-)
+from edge_sdk.enrolment import EnrolmentError, enrol
 from edge_sdk.journal import Enrolment, SqliteJournal, no_room, readable
 from edge_sdk.models import FileShelf
-from edge_sdk.parts import PartFiles
 from edge_sdk.policy import Policy, Source, conditions_from, sense
-from edge_sdk.release_check import ReleaseCheck
 from edge_sdk.status import DeviceStatus, read_status
 from edge_sdk.trainer import DeviceInfo, Model, Stop, TrainerTask, load_task, read_only
 from edge_sdk.user_code import blamed
@@ -47,9 +32,12 @@ from wire.lock import InstanceLock
 from wire.token import TokenFileError, read_tokens
 
 if TYPE_CHECKING:
+    from edge_sdk._assembly import Kit
+    from edge_sdk._running import Running
     from edge_sdk.description import FileDescriptions
     from edge_sdk.example_store import ExampleStore
-    from edge_sdk.newcomer import Newcomer
+    from edge_sdk.fine_tuning import FineTuned
+    from edge_sdk.release_check import ReleaseCheck
 
 # While an app waits for its fine-tuning, it looks whether the device still runs.
 _LOOK_EVERY_S: Final = 0.5
@@ -57,8 +45,6 @@ _LOOK_EVERY_S: Final = 0.5
 STOP_S_MAX: Final = 15.0
 # How long a device without room waits before it starts anew.
 NO_ROOM_S: Final = 5.0
-# In it: what has arrived of a description.
-_PARTS: Final = "description"
 _log = logging.getLogger("potluck.device")
 
 
@@ -103,7 +89,7 @@ class Device:
         info: DeviceInfo | None = None,
         broker: str | None = None,
         examples: "ExampleStore | None" = None,
-        check_release: ReleaseCheck | None = None,
+        check_release: "ReleaseCheck | None" = None,
         crypto: Crypto | None = None,
         secrets: SecretSource | None = None,
     ) -> None:
@@ -249,15 +235,15 @@ class Device:
         return model
 
     def fine_tune(
-        self, plan: Plan = FINE_TUNING_PLAN, *, anyway: bool = False, stop: Stop = lambda: False
-    ) -> FineTuned:
+        self, plan: Plan | None = None, *, anyway: bool = False, stop: Stop = lambda: False
+    ) -> "FineTuned":
         """Train the personal part of the model on the device's own examples; blocks.
 
         All else is held fixed, nothing is sent, and the app's model has the new part when this
         returns. It takes its turn with the rounds, runs or not, and counts in the day's budgets.
 
         Args:
-            plan: how to train.
+            plan: how to train; five epochs if None.
             anyway: whatever the policy says; else a closed gate refuses or stops it.
             stop: asked between batches.
 
@@ -266,47 +252,29 @@ class Device:
             DeviceError: the task cannot say what its model is.
             AlreadyRunningError: another process runs this state directory.
         """
+        from edge_sdk import fine_tuning  # noqa: PLC0415 - as `_kit`
+        from edge_sdk._assembly import fine_tune_here  # noqa: PLC0415 - as `_kit`
+
         manifest = self._known_manifest()
-        check_has_personal(manifest)
+        fine_tuning.check_has_personal(manifest)
+        plan = fine_tuning.FINE_TUNING_PLAN if plan is None else plan
         running = self._current
         if self.running and running is not None:
-            work = FineTuneWork(
+            work = fine_tuning.FineTuneWork(
                 plan, manifest, self.model, running.driver.make_trainer, anyway, stop
             )
             running.fine_tune(work)
             while not work.done.wait(_LOOK_EVERY_S) and self.running:
                 pass
-            result = work.result or FineTuningError("stopped")
+            result = work.result or fine_tuning.FineTuningError("stopped")
         else:
-            result = self._fine_tune_here(plan, manifest, anyway=anyway, stop=stop)
-        if isinstance(result, FineTuningError):
+            model = self._stored_model()
+            result = fine_tune_here(self._kit(), plan, manifest, model, anyway=anyway, stop=stop)
+        if isinstance(result, fine_tuning.FineTuningError):
             raise result
         with self._model_lock:
             self._model = running.driver.released if self.running and running else None
         return result
-
-    def _fine_tune_here(
-        self, plan: Plan, manifest: Manifest, *, anyway: bool, stop: Stop
-    ) -> FineTuned | FineTuningError:
-        """On the caller's thread, while nothing else runs."""
-        self.state_dir.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            stack.callback(InstanceLock(self.state_dir).release)
-            journal = SqliteJournal(self.state_dir)
-            stack.callback(journal.close)
-            rules = Gatekeeper(
-                policy=self.policy,
-                conditions=self._conditions,
-                journal=journal,
-                energy=energy_of(self._device_class),
-                traffic=lambda: (0, 0),
-            )
-            info = dataclasses.replace(self._info, manifest=manifest)
-            work = FineTuneWork(
-                plan, manifest, self._stored_model(), lambda: self.task.trainer(info), anyway
-            )
-            shelf = FileShelf(self.state_dir / MODELS_DIR, manifest.schema)
-            return fine_tune_alone(work, rules, shelf, stop)
 
     @property
     def status(self) -> DeviceStatus:
@@ -413,7 +381,7 @@ class Device:
         path = shelf.path(version) if shared else None
         return Model(version if shared else 0, read_only(tensors), path, manifest.artefact)
 
-    def _begin(self) -> Running:
+    def _begin(self) -> "Running":
         running = self._prepare()
         self._stopping.clear()
         self._revoked.clear()
@@ -426,7 +394,9 @@ class Device:
 
         return FileDescriptions(self.state_dir / MODELS_DIR)
 
-    def _prepare(self) -> Running:
+    def _prepare(self) -> "Running":
+        from edge_sdk._assembly import assemble  # noqa: PLC0415 - as `_kit`
+
         manifest = self._task_manifest()
         self.state_dir.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as undo:
@@ -435,98 +405,40 @@ class Device:
             journal = SqliteJournal(self.state_dir)
             undo.callback(journal.close)
             with readable(journal.path):
-                running = self._assemble(manifest, lock, journal)
+                enrolment = journal.enrolment
+                if enrolment is None or journal.revoked is not None:
+                    why = "is not enrolled"
+                    if enrolment is not None:
+                        why = f"was revoked ({journal.revoked})"
+                    raise DeviceError(
+                        f"{self.state_dir}: the device {why}; enrol it with a token first"
+                    )
+                running = assemble(self._kit(), manifest, enrolment, lock, journal)
             undo.pop_all()
         self._current = running
         with self._model_lock:
             self._model = running.driver.released or self._model
         return running
 
-    def _assemble(
-        self, manifest: Manifest | None, lock: InstanceLock, journal: SqliteJournal
-    ) -> Running:
-        from wire import BrokerAddress, MqttLink  # noqa: PLC0415 - paho-mqtt, loaded when it is used
+    def _kit(self) -> "Kit":
+        from edge_sdk._assembly import Kit  # noqa: PLC0415 - an app that reads its model needs none
 
-        enrolment = journal.enrolment
-        if enrolment is None or journal.revoked is not None:
-            why = "is not enrolled" if enrolment is None else f"was revoked ({journal.revoked})"
-            raise DeviceError(f"{self.state_dir}: the device {why}; enrol it with a token first")
-        running = Running(
-            lock=lock,
-            journal=journal,
-            conditions=self._conditions,
+        return Kit(
+            task=self.task,
+            state_dir=self.state_dir,
             policy=self.policy,
-            energy=energy_of(self._device_class),
+            conditions=self._conditions,
             observe=self._observe,
+            device_class=self._device_class,
+            info=self._info,
+            broker=self._broker,
+            check_release=self._check_release,
+            crypto=self._crypto,
+            key_seed=self._secrets.token(32),
             left_over=None if self._current is None else self._current.training.left_over,
         )
-        signer = self._crypto.signer(journal.identity_key(self._secrets.token(32)))
 
-        def make_driver(manifest: Manifest, description_digest: bytes = b"") -> DeviceDriver:
-            info = dataclasses.replace(self._info, manifest=manifest)
-            return DeviceDriver(
-                manifest=manifest,
-                make_trainer=lambda: self.task.trainer(info),
-                journal=journal,
-                shelf=FileShelf(self.state_dir / MODELS_DIR, manifest.schema),
-                enrolment=enrolment,
-                signer=signer,
-                crypto=self._crypto,
-                publish=running.publish,
-                start_work=running.start_work,
-                observe=self._observe,
-                device_class=self._device_class,
-                means=running.gatekeeper.means,
-                parts=PartFiles(self.state_dir / MODELS_DIR),
-                room=running.room,
-                may_send=running.gatekeeper.may_send,
-                check_release=self._check_release,
-                check_at_once=self.policy.check_releases_at_once,
-                description_digest=description_digest,
-            )
-
-        def make_newcomer(have_digest: bytes) -> "Newcomer":
-            from edge_sdk.newcomer import Newcomer  # noqa: PLC0415 - as `_descriptions`
-
-            return Newcomer(
-                have_digest=have_digest,
-                journal=journal,
-                descriptions=self._descriptions(),
-                enrolment=enrolment,
-                signer=signer,
-                crypto=self._crypto,
-                publish=running.publish,
-                observe=self._observe,
-                means=running.gatekeeper.means,
-                parts=PartFiles(self.state_dir / MODELS_DIR / _PARTS),
-            )
-
-        if manifest is not None:
-            running.driver = make_driver(manifest)
-        else:
-            from edge_sdk.described import DescribedDriver  # noqa: PLC0415 - as `_descriptions`
-
-            running.driver = DescribedDriver(
-                journal=journal,
-                descriptions=self._descriptions(),
-                make_driver=make_driver,
-                make_newcomer=make_newcomer,
-            )
-        address = BrokerAddress.parse(self._broker or enrolment.broker)
-        running.link = MqttLink(
-            address,
-            enrolment.device,
-            subscriptions=running.driver.subscriptions,
-            on_message=running.hear,
-            on_up=running.link_up,
-            on_down=running.link_down,
-            will=running.driver.will,
-            tls=tls_files(address, enrolment.ca, self.state_dir),
-            on_taken=running.taken,
-        )
-        return running
-
-    def _run(self, running: Running) -> None:
+    def _run(self, running: "Running") -> None:
         current: Running | None = running
         try:
             while current is not None:
@@ -536,7 +448,7 @@ class Device:
             self.error = DeviceError(f"{self.state_dir}: {blamed(error)[1]}")
             self._observe(Report("device_stopped", blamed(error)[1]))
 
-    def _once(self, running: Running) -> Running | None:
+    def _once(self, running: "Running") -> "Running | None":
         """Run until it ends; what comes after it, if it was the disk that ended it."""
         try:
             running.begin()
@@ -559,7 +471,7 @@ class Device:
             running.close()
         return self._again()
 
-    def _again(self) -> Running | None:
+    def _again(self) -> "Running | None":
         """Start anew from what the disk holds, as after a crash, once it can be written."""
         while not self._stopping.wait(NO_ROOM_S):
             try:

@@ -38,6 +38,8 @@ _MINUTE_S: Final = 60.0
 # A phone does not start before its charger has put something into it.
 _STARTS_AT_FRACTION: Final = 0.02
 _FAILED_TRAINING_S: Final = 1.0
+# A check that looks at no example; a budget that does not do for it would keep its app waiting.
+_CHECK_S: Final = 0.05
 _MBIT_BYTES: Final = 125_000.0
 _MB: Final = 1e6
 # How long a device is away that has left a round without a word.
@@ -243,7 +245,7 @@ class DeviceHost(Host):
             self.world.after(delay_s, f"gate {self.name}", self.of_this_start(device.open_gate))
             device.gate_opens_at_s = None
         event = work.run()
-        seconds = _FAILED_TRAINING_S
+        seconds = _CHECK_S if isinstance(work, CheckWork) else _FAILED_TRAINING_S
         if work.examples_seen:
             flops = device.driver.manifest.step_flops * work.examples_seen
             seconds = max(training_seconds(self.profile, flops), 0.001)
