@@ -556,7 +556,7 @@ def embedded_names(tmp_path: Path) -> Mapping[str, set[str]]:
         "report": Report,
         "policy": Policy,
     }
-    known = {name: {f.name for f in dataclasses.fields(cls)} for name, cls in fields.items()}
+    known = {name: set(cls.__match_args__) for name, cls in fields.items()}
     return known | {"device": set(dir(device))}
 
 
