@@ -548,7 +548,7 @@ def test_python_blocks_compile_and_import_only_names_that_exist(name: str) -> No
 def embedded_names(tmp_path: Path) -> Mapping[str, set[str]]:
     """What each name of the page may be asked for."""
     device = Device(ToyTask(), tmp_path)
-    fields = {
+    fields: dict[str, Any] = {
         "model": Model,
         "candidate": Model,
         "current": Model,
