@@ -56,11 +56,15 @@ def _softmax(z: Value, y: Value) -> Cost:
 
 
 def _sigmoid(z: Value, y: Value) -> Cost:
-    """l = mean of max(z, 0) - z y + log(1 + e^-|z|); dl/dz = (1 / (1 + e^-z) - y) / outputs."""
+    """l = mean of max(z, 0) - z y + log(1 + e^-|z|); dl/dz = (1 / (1 + e^-z) - y) / outputs.
+
+    Right is z > 0 where y >= 0.5.
+    """
     tail = ops.unary("log", 1.0 + ops.unary("exp", -ops.unary("abs", z)))
     each = _per_example(ops.relu(z) - z * y + tail)
-    said, true = ops.to_float(ops.greater(z, 0.0)), ops.to_float(ops.greater(y, 0.5))
-    right = _per_example(1.0 - ops.unary("abs", said - true))
+    yes = ops.to_float(ops.greater(z, 0.0))
+    no = ops.to_float(ops.greater(y.graph.constant(0.5), y))
+    right = _per_example(ops.unary("abs", yes - no))
     outputs = z.size // z.shape[0]
     return Cost(each, right, lambda v: (ops.logistic(z) - y) * _weights(v, z, outputs))
 

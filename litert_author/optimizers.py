@@ -23,8 +23,8 @@ class Optimizer:
 
     kind: str
     step: Callable[[Graph, Sequence[Trained], Value], list[Assigned]]
-    # The learning rate of the probe: small enough to be stable, whatever the model.
-    probe_rate: float
+    # The learning rate of the probe, where a gradient's size says nothing about the step's.
+    probe_rate: float | None = None
 
 
 def sgd() -> Optimizer:
@@ -33,7 +33,7 @@ def sgd() -> Optimizer:
     def step(_graph: Graph, trained: Sequence[Trained], lr: Value) -> list[Assigned]:
         return [(p, p - g * lr) for p, g in trained]
 
-    return Optimizer("sgd", step, 0.01)
+    return Optimizer("sgd", step)
 
 
 def momentum(beta: float = 0.9) -> Optimizer:
@@ -52,7 +52,7 @@ def momentum(beta: float = 0.9) -> Optimizer:
             assigned += [(v, new), (p, p - new * lr)]
         return assigned
 
-    return Optimizer("momentum", step, 0.01)
+    return Optimizer("momentum", step)
 
 
 def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-7) -> Optimizer:
@@ -87,7 +87,7 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-7) -> Opt
             ]
         return assigned
 
-    return Optimizer("adam", step, 0.001)
+    return Optimizer("adam", step, 0.01)
 
 
 def _fraction(kind: str, **betas: float) -> None:

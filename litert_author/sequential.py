@@ -2,19 +2,17 @@
 
 import functools
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from litert_author import losses, ops, reference
+from litert_author import losses, ops, probe, reference
 from litert_author.errors import AuthorError
 from litert_author.gradients import gradients
-from litert_author.graph import Array, Graph, Value, needed
+from litert_author.graph import Graph, Value, needed
 from litert_author.layers import Layer
 from litert_author.lowering import SignatureWriter
 from litert_author.optimizers import Assigned, Optimizer, Trained, sgd
@@ -23,8 +21,6 @@ from litert_author.tflite_file import FileWriter
 from wire import Artefact, ArtefactInfo, Manifest, limits
 from wire.artefact import Loss, Probe, probe_batch
 
-# Steps of the probe: the first shows the forward pass, the second the gradient, the third slots.
-PROBE_STEPS: Final = 3
 _ANCHOR: Final = "anchor/"
 # Keeps 0 / 0 out where neither gradient nor bound is.
 _TINY: Final = 1e-30
@@ -145,7 +141,7 @@ def _write(model: Sequential) -> Written:
     SignatureWriter(file, "train").write(
         [*inputs, ("lr", steps.lr)], [("loss", steps.loss)], steps.assigned
     )
-    _proximal(model, file, parameters, steps, inputs)
+    proximal = _proximal(model, file, parameters, steps, inputs)
     SignatureWriter(file, "infer").write([("x", x)], [("output", output)], [])
     right = steps.cost.right * steps.w
     sums = [
@@ -168,9 +164,15 @@ def _write(model: Sequential) -> Written:
         loss=model.loss,
         parameters=parameters.specs(),
         operators=file.operators,
-        probe=Probe(model.seed, model.optimizer.probe_rate, (0.0,)),
+        probe=Probe(model.seed, 1.0, (0.0,)),
     )
-    info = _with_probe(info, parameters, steps)
+    info = probe.probe(
+        info,
+        parameters.first,
+        probe.Step(steps.loss, steps.assigned, [by for _, by in steps.trained]),
+        probe.Step(steps.loss, proximal, []),
+        model.optimizer.probe_rate,
+    )
     flops = _flops([steps.loss, *(value for _, value in steps.assigned)])
     return Written(
         Artefact(data, info), parameters.first, parameters.parts, x, output, parameters.values, flops
@@ -240,7 +242,7 @@ def _proximal(
     parameters: Parameters,
     steps: _Steps,
     inputs: Sequence[tuple[str, Value]],
-) -> None:
+) -> list[Assigned]:
     """The step with FedProx's pull to the anchor (Li et al. 2020, eq. 2) and a clipped gradient."""
     graph = parameters.graph
     mu, clip = graph.source("input", "mu", ()), graph.source("input", "clip", ())
@@ -257,6 +259,7 @@ def _proximal(
     SignatureWriter(file, "train_proximal").write(
         [*inputs, ("lr", steps.lr), ("mu", mu), ("clip", clip)], [("loss", steps.loss)], assigned
     )
+    return assigned
 
 
 def _transfer(file: FileWriter, parameters: Parameters, assigned: Sequence[Assigned]) -> None:
@@ -275,27 +278,6 @@ def _transfer(file: FileWriter, parameters: Parameters, assigned: Sequence[Assig
             base = given.get(variable.name.partition("/")[2], ok)
             changes.append((variable, base * 0.0))
     SignatureWriter(file, "set_parameters").write(list(given.items()), [("ok", ok)], changes)
-
-
-def _with_probe(info: ArtefactInfo, parameters: Parameters, steps: _Steps) -> ArtefactInfo:
-    """The probe's losses, in float64."""
-    state: dict[str, Array] = {name: array for name, array in parameters.first.items()}
-    for variable, _ in steps.assigned:
-        state.setdefault(variable.name, np.zeros(variable.shape))
-    found = []
-    for number in range(PROBE_STEPS):
-        x, y = probe_batch(info, number)
-        rate = np.asarray(info.probe.learning_rate)
-        given = {**state, "x": x, "y": y, "w": np.ones(info.batch), "lr": rate}
-        loss, *new = reference.evaluate([steps.loss, *(v for _, v in steps.assigned)], given)
-        found.append(float(loss))
-        state.update(
-            {variable.name: value for (variable, _), value in zip(steps.assigned, new, strict=True)}
-        )
-    if not all(math.isfinite(loss) for loss in found):
-        raise AuthorError(f"the model's first losses are {found}: its first values are too large")
-    probe = msgspec.structs.replace(info.probe, losses=tuple(found))
-    return msgspec.structs.replace(info, probe=probe)
 
 
 def _flops(results: Sequence[Value]) -> float:

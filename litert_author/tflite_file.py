@@ -15,6 +15,7 @@ from litert_author.graph import Array, Shape
 
 FILE_IDENTIFIER: Final = b"TFL3"
 SCHEMA_VERSION: Final = 3
+_ALIGNMENT: Final = 16
 # What the schema's first field for an operator can hold; later codes are in a second field.
 _DEPRECATED_CODE_MAX: Final = 127
 
@@ -70,9 +71,21 @@ class FileWriter:
     def pack(self) -> bytes:
         """The file."""
         size = sum(len(buffer.data) for buffer in self.model.buffers if buffer.data is not None)
-        builder = flatbuffers.Builder(size + (1 << 16))
+        builder = _Builder(size + (1 << 16))
         builder.Finish(self.model.Pack(builder), FILE_IDENTIFIER)
         return bytes(builder.Output())
+
+
+class _Builder(flatbuffers.Builder):  # type: ignore[misc] # flatbuffers has no types
+    """Vectors of bytes begin at multiples of 16, as the schema asks; the base class forgets it."""
+
+    def CreateNumpyVector(self, x: Array) -> int:  # noqa: N802 - its name in flatbuffers
+        data = np.ascontiguousarray(x).tobytes()
+        self.StartVector(1, len(data), _ALIGNMENT)
+        self.head = self.Head() - len(data)
+        self.Bytes[self.Head() : self.Head() + len(data)] = data
+        self.vectorNumElems = len(data)
+        return int(self.EndVector())
 
 
 class SubgraphWriter:
