@@ -5,6 +5,7 @@ with respect to each input, as more operations of the same graph. Only inputs th
 parameter stands behind are asked for.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -33,12 +34,15 @@ def gradients(
     for value in order:
         if value.number in wanted or any(i.number in depends for i in value.inputs):
             depends.add(value.number)
+    parts: dict[int, list[Value]] = {}
     by: dict[int, Value] = {}
     for value, seed in loss:
-        by[value.number] = by[value.number] + seed if value.number in by else seed
+        parts.setdefault(value.number, []).append(seed)
     for value in reversed(order):
-        dy = by.get(value.number)
-        if dy is None or value.number not in depends or value.op in {"parameter", "input"}:
+        if value.number not in depends or value.number not in parts:
+            continue
+        dy = by[value.number] = _joined(parts.pop(value.number))
+        if value.op == "parameter":
             continue
         rule = RULES.get(value.op)
         if rule is None:
@@ -46,10 +50,47 @@ def gradients(
         dy = ops.broadcast(dy, value.shape)
         for index, given in enumerate(value.inputs):
             if given.number in depends:
-                dx = rule(value, dy, index)
-                known = by.get(given.number)
-                by[given.number] = dx if known is None else known + dx
+                parts.setdefault(given.number, []).append(rule(value, dy, index))
     return [by.get(parameter.number) for parameter in parameters]
+
+
+def _joined(parts: list[Value]) -> Value:
+    """The sum of a value's gradients, from all places where it is used.
+
+    Over time there are many: products of matrices become one product of longer ones, sums over
+    rows one sum, and slices that lie side by side are put together without adding.
+    """
+    products = [p for p in parts if _is_product_over_rows(p)]
+    sums = [p for p in parts if p.op == "sum" and p.attributes["axes"] == (0,) and p.rank == 1]
+    pads = [p for p in parts if p.op == "pad"]
+    rest = [p for p in parts if p not in products and p not in sums and p not in pads]
+    if products:
+        left, right = (ops.concat([p.inputs[i] for p in products], 0) for i in (0, 1))
+        rest.append(ops.matmul(left, right, ta=True))
+    if sums:
+        rest.append(ops.total(ops.concat([p.inputs[0] for p in sums], 0), [0]))
+    rest += _side_by_side(pads) if len(pads) > 1 else pads
+    return functools.reduce(lambda a, b: a + b, rest)
+
+
+def _is_product_over_rows(p: Value) -> bool:
+    return p.op == "matmul" and p.rank == 2 and p.attributes["ta"] and not p.attributes["tb"]  # noqa: PLR2004
+
+
+def _side_by_side(pads: list[Value]) -> list[Value]:
+    """The slices of one value as one, if they lie side by side along a dimension and fill it."""
+    shape = pads[0].shape
+    differ = {a for p in pads for a, n in enumerate(p.inputs[0].shape) if n != shape[a]}
+    if len(differ) != 1:
+        return pads
+    axis = differ.pop()
+    ordered = sorted(pads, key=lambda p: p.attributes["before"][axis])
+    end = 0
+    for p in ordered:
+        if p.attributes["before"][axis] != end:
+            return pads
+        end += p.inputs[0].shape[axis]
+    return [ops.concat([p.inputs[0] for p in ordered], axis)] if end == shape[axis] else pads
 
 
 def _fit(gradient: Value, shape: tuple[int, ...]) -> Value:

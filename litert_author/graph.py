@@ -37,12 +37,12 @@ class Value:
         graph: "Graph",
         op: str,
         inputs: tuple["Value", ...],
+        *,
         shape: Shape,
         dtype: Dtype,
         attributes: Mapping[str, Any],
-        *,
-        name: str = "",
-        data: Array | None = None,
+        name: str,
+        data: Array | None,
     ) -> None:
         self.graph = graph
         self.number = len(graph.values)
@@ -142,7 +142,10 @@ class Graph:
             return self._known[key]
         constants = [value.data for value in inputs if value.data is not None]
         if len(constants) == len(inputs) and math.prod(shape) <= _FOLD_ELEMENTS_MAX:
-            wide = [array.astype(np.float64) if array.dtype == np.float32 else array for array in constants]
+            wide = [
+                array.astype(np.float64) if array.dtype == np.float32 else array
+                for array in constants
+            ]
             found = self.constant(self._fold(op, attributes, wide, shape), dtype)
         else:
             found = self._new(op, tuple(inputs), shape, dtype, attributes)
@@ -159,7 +162,9 @@ class Graph:
         try:
             shape = np.broadcast_shapes(a.shape, other.shape)
         except ValueError:
-            raise AuthorError(f"{op}: shapes {a.shape} and {other.shape} do not go together") from None
+            raise AuthorError(
+                f"{op}: shapes {a.shape} and {other.shape} do not go together"
+            ) from None
         return self.node(op, (a, other), shape, dtype)
 
     def _new(
@@ -174,7 +179,16 @@ class Graph:
         data: Array | None = None,
     ) -> Value:
         shape = tuple(int(size) for size in shape)
-        value = Value(self, op, inputs, shape, dtype, attributes, name=name, data=data)
+        value = Value(
+            self,
+            op,
+            inputs,
+            shape=shape,
+            dtype=dtype,
+            attributes=attributes,
+            name=name,
+            data=data,
+        )
         self.values.append(value)
         return value
 

@@ -67,7 +67,7 @@ def dense(
     part: Part = "shared",
     name: str = "",
 ) -> Layer:
-    """x W + b over the last dimension: [..., in] -> [..., units]."""
+    """X W + b over the last dimension: [..., in] -> [..., units]."""
     _positive("dense", units=units)
 
     def build(scope: Scope, x: Value) -> Value:
@@ -190,19 +190,28 @@ def gru(units: int, *, sequence: bool = False, part: Part = "shared", name: str 
         recurrent_bias = scope.filled("recurrent_bias", (3 * units,), 0.0)
         rows = ops.matmul(ops.reshape(x, (b * steps, width)), kernel) + bias
         given = ops.reshape(rows, (b, steps, 3 * units))
-        h = x.graph.constant(np.zeros((b, units)))
+        h: Value | None = None
         states = []
         for step in range(steps):
             now = ops.reshape(ops.block(given, (0, step, 0), (b, 1, 3 * units)), (b, 3 * units))
-            before = ops.matmul(h, recurrent) + recurrent_bias
+            # At first h is 0: what it adds is the bias alone.
+            before = ops.broadcast(recurrent_bias, now.shape)
+            if h is not None:
+                before = ops.matmul(h, recurrent) + recurrent_bias
             gates = ops.logistic(_columns(now, 0, 2 * units) + _columns(before, 0, 2 * units))
             update, reset = _columns(gates, 0, units), _columns(gates, units, units)
             candidate = ops.tanh(
                 _columns(now, 2 * units, units) + reset * _columns(before, 2 * units, units)
             )
-            h = candidate + update * (h - candidate)
-            states.append(ops.reshape(h, (b, 1, units)))
-        return ops.concat(states, 1) if sequence else h
+            h = (
+                candidate - update * candidate
+                if h is None
+                else candidate + update * (h - candidate)
+            )
+            states.append(h)
+        if sequence:
+            return ops.concat([ops.reshape(state, (b, 1, units)) for state in states], 1)
+        return states[-1]
 
     return Layer("gru", build, name, part)
 
@@ -263,7 +272,7 @@ def attention(
 
 
 def residual(*layers: Layer) -> Layer:
-    """x + layers(x): the layers keep the shape."""
+    """X + layers(x): the layers keep the shape."""
 
     def build(scope: Scope, x: Value) -> Value:
         y = x
@@ -287,7 +296,7 @@ def transformer_block(
     adapter: Lora | None = None,
     part: Part = "shared",
 ) -> Layer:
-    """x + attention(norm(x)), then x + dense(gelu(dense(norm(x)))): [T, D] -> [T, D].
+    """X + attention(norm(x)), then x + dense(gelu(dense(norm(x)))): [T, D] -> [T, D].
 
     The order of Xiong et al. 2020, which trains without a warm-up.
     """
@@ -359,7 +368,12 @@ def _rank(scope: Scope, x: Value, rank: int, form: str) -> None:
         raise AuthorError(f"{scope.name} takes {form}, not {list(x.shape[1:])}")
 
 
+def whole(size: object) -> bool:
+    """Whether a size is a whole number from 1, whatever an author has put there."""
+    return isinstance(size, int) and not isinstance(size, bool) and size >= 1
+
+
 def _positive(kind: str, **sizes: int) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        if not whole(size):
             raise AuthorError(f"{kind}: {name} is a whole number from 1, not {size!r}")

@@ -41,13 +41,13 @@ def _per_example(x: Value) -> Value:
 
 
 def _weights(v: Value, z: Value, parts: int) -> Value:
-    """v / parts, in a shape that broadcasts with z."""
+    """V / parts, in a shape that broadcasts with z."""
     scaled = v if parts == 1 else v * (1.0 / parts)
     return ops.reshape(scaled, (z.shape[0],) + (1,) * (z.rank - 1))
 
 
 def _softmax(z: Value, y: Value) -> Cost:
-    """l = mean over positions of -log softmax(z)[y]; dl/dz = softmax(z) - one_hot(y)."""
+    """L = mean over positions of -log softmax(z)[y]; dl/dz = softmax(z) - one_hot(y)."""
     hot = ops.one_hot(y, z.shape[-1])
     each = -_per_example(ops.total(hot * ops.unary("log_softmax", z), [-1]))
     right = _per_example(ops.to_float(ops.equal(ops.argmax(z), y)))
@@ -56,7 +56,7 @@ def _softmax(z: Value, y: Value) -> Cost:
 
 
 def _sigmoid(z: Value, y: Value) -> Cost:
-    """l = mean of max(z, 0) - z y + log(1 + e^-|z|); dl/dz = (1 / (1 + e^-z) - y) / outputs.
+    """L = mean of max(z, 0) - z y + log(1 + e^-|z|); dl/dz = (1 / (1 + e^-z) - y) / outputs.
 
     Right is z > 0 where y >= 0.5.
     """
@@ -70,7 +70,7 @@ def _sigmoid(z: Value, y: Value) -> Cost:
 
 
 def _squared(z: Value, y: Value) -> Cost:
-    """l = mean of (z - y)^2; dl/dz = 2 (z - y) / outputs. Nothing is right or wrong."""
+    """L = mean of (z - y)^2; dl/dz = 2 (z - y) / outputs. Nothing is right or wrong."""
     off = z - y
     each = _per_example(ops.square(off))
     outputs = z.size // z.shape[0]

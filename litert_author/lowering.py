@@ -98,7 +98,7 @@ class SignatureWriter:
                 [],
                 (),
                 "resource",
-                options("VarHandle", container="", sharedName=parameter.name),
+                options=options("VarHandle", container="", sharedName=parameter.name),
             )
         return self._handles[parameter.name]
 
@@ -108,7 +108,9 @@ def _plain(code: int, kind: str = "", version: int = 1) -> Lowering:
 
     def lower(w: SignatureWriter, v: Value) -> int:
         how = options(kind) if kind else None
-        return w.sub.operator(code, [w.index(i) for i in v.inputs], v.shape, v.dtype, how, version)
+        return w.sub.operator(
+            code, [w.index(i) for i in v.inputs], v.shape, v.dtype, options=how, version=version
+        )
 
     return lower
 
@@ -131,7 +133,9 @@ def _reduce(code: int) -> Lowering:
 def _reshape(w: SignatureWriter, v: Value) -> int:
     shape = w.sub.integers(v.shape)
     how = options("Reshape", newShape=list(v.shape))
-    return w.sub.operator(Builtin.RESHAPE, [w.index(v.inputs[0]), shape], v.shape, v.dtype, how)
+    return w.sub.operator(
+        Builtin.RESHAPE, [w.index(v.inputs[0]), shape], v.shape, v.dtype, options=how
+    )
 
 
 def _transpose(w: SignatureWriter, v: Value) -> int:
@@ -143,7 +147,7 @@ def _transpose(w: SignatureWriter, v: Value) -> int:
 def _slice(w: SignatureWriter, v: Value) -> int:
     begin, size = w.sub.integers(v.attributes["begin"]), w.sub.integers(v.shape)
     ins = [w.index(v.inputs[0]), begin, size]
-    return w.sub.operator(Builtin.SLICE, ins, v.shape, v.dtype, options("Slice"))
+    return w.sub.operator(Builtin.SLICE, ins, v.shape, v.dtype, options=options("Slice"))
 
 
 def _pad(w: SignatureWriter, v: Value) -> int:
@@ -168,7 +172,7 @@ def _broadcast(w: SignatureWriter, v: Value) -> int:
 def _argmax(w: SignatureWriter, v: Value) -> int:
     ins = [w.index(v.inputs[0]), w.sub.integers([v.inputs[0].rank - 1])]
     how = options("ArgMax", outputType=TensorType.INT32)
-    return w.sub.operator(Builtin.ARG_MAX, ins, v.shape, "int32", how)
+    return w.sub.operator(Builtin.ARG_MAX, ins, v.shape, "int32", options=how)
 
 
 def _to_float(w: SignatureWriter, v: Value) -> int:
@@ -276,5 +280,3 @@ LOWERINGS: Final[dict[str, Lowering]] = {
     "upsample": _upsample,
     "where": _plain(Builtin.SELECT_V2, "SelectV2"),
 }
-
-

@@ -21,7 +21,7 @@ _RANK_MAX = 4
 
 
 def unary(op: str, x: Value) -> Value:
-    """`neg exp log sqrt rsqrt square abs tanh logistic relu softmax log_softmax` of x, in x's shape."""
+    """An operation on each element, or softmax and log_softmax over the last dimension."""
     return x.graph.node(op, (x,), x.shape)
 
 
@@ -41,7 +41,7 @@ def logistic(x: Value) -> Value:
 
 
 def square(x: Value) -> Value:
-    """x * x."""
+    """X * x."""
     return unary("square", x)
 
 
@@ -110,7 +110,7 @@ def _reduce(op: str, x: Value, axes: Sequence[int] | None, *, keep: bool) -> Val
 
 
 def broadcast(x: Value, shape: Shape) -> Value:
-    """x repeated until it has `shape`."""
+    """X repeated until it has `shape`."""
     return x if x.shape == shape else x.graph.node("broadcast", (x,), shape)
 
 
@@ -239,8 +239,9 @@ def conv(x: Value, kernel: Value, stride: int, padding: Padding, *, dilation: in
         raise AuthorError(f"conv: {channels} channels, and a kernel for {inner}")
     oh, _, _ = edges(h, (kh - 1) * dilation + 1, stride, padding)
     ow, _, _ = edges(w, (kw - 1) * dilation + 1, stride, padding)
-    how = {"stride": stride, "padding": padding, "dilation": dilation}
-    return x.graph.node("conv", (x, kernel), (b, oh, ow, o), **how)
+    return x.graph.node(
+        "conv", (x, kernel), (b, oh, ow, o), stride=stride, padding=padding, dilation=dilation
+    )
 
 
 def conv_transpose(dy: Value, kernel: Value, shape: Shape, stride: int, padding: Padding) -> Value:

@@ -28,7 +28,7 @@ class Optimizer:
 
 
 def sgd() -> Optimizer:
-    """p' = p - lr g."""
+    """P' = p - lr g."""
 
     def step(_graph: Graph, trained: Sequence[Trained], lr: Value) -> list[Assigned]:
         return [(p, p - g * lr) for p, g in trained]
@@ -37,7 +37,7 @@ def sgd() -> Optimizer:
 
 
 def momentum(beta: float = 0.9) -> Optimizer:
-    """v' = beta v + g, p' = p - lr v': Polyak 1964, as PyTorch has it.
+    """V' = beta v + g, p' = p - lr v': Polyak 1964, as PyTorch has it.
 
     Raises:
         AuthorError: beta is not in [0, 1).
@@ -56,7 +56,7 @@ def momentum(beta: float = 0.9) -> Optimizer:
 
 
 def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-7) -> Optimizer:
-    """m' = b1 m + (1 - b1) g, v' = b2 v + (1 - b2) g^2, p' = p - lr m^ / (sqrt(v^) + epsilon).
+    """M' = b1 m + (1 - b1) g, v' = b2 v + (1 - b2) g^2, p' = p - lr m^ / (sqrt(v^) + epsilon).
 
     Kingma and Ba 2015, algorithm 1, with m^ = m / (1 - b1^t). The slots c1, c2 hold 1 - b^t itself,
     by c' = b c + (1 - b): at first 1 - b^t would cancel in float32.

@@ -82,9 +82,7 @@ def _batch(info: ArtefactInfo, number: int) -> dict[str, Array]:
     return {"x": x, "y": y, "w": np.ones(info.batch)}
 
 
-def _start(
-    info: ArtefactInfo, first: Mapping[str, Array], train: Step
-) -> tuple[float, float]:
+def _start(info: ArtefactInfo, first: Mapping[str, Array], train: Step) -> tuple[float, float]:
     """The first loss, and the L2 norm of its gradient."""
     given = {**first, **_batch(info, 0)}
     loss, *by = reference.evaluate([train.loss, *train.gradients], given)
@@ -105,7 +103,7 @@ def _run(
     losses = []
     for number in range(PROBE_STEPS):
         results = [step.loss, *(value for _, value in step.assigned)]
-        loss, *new = reference.evaluate(results, state | _batch(info, number) | numbers)
+        loss, *new = reference.evaluate(results, {**state, **_batch(info, number), **numbers})
         losses.append(float(loss))
         state |= {v.name: value for (v, _), value in zip(step.assigned, new, strict=True)}
     return losses, state

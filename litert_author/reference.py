@@ -95,7 +95,9 @@ def _conv(how: Mapping[str, Any], i: list[Array], shape: tuple[int, ...]) -> Arr
     stride, dilation = how["stride"], how["dilation"]
     span = tuple((n - 1) * dilation + 1 for n in kernel.shape[1:3])
     x = _padded(x, (span[0], span[1]), stride, how["padding"])
-    windows = sliding_window_view(x, span, axis=(1, 2))[:, ::stride, ::stride, :, ::dilation, ::dilation]
+    windows = sliding_window_view(x, span, axis=(1, 2))[
+        :, ::stride, ::stride, :, ::dilation, ::dilation
+    ]
     found = np.tensordot(windows, kernel, axes=((4, 5, 3), (1, 2, 3)))
     return np.asarray(found[:, : shape[1], : shape[2]])
 
@@ -119,7 +121,7 @@ def _conv_transpose(how: Mapping[str, Any], i: list[Array], shape: tuple[int, ..
                 row : row + (oh - 1) * stride + 1 : stride,
                 column : column + (ow - 1) * stride + 1 : stride,
             ] += dy @ kernel[:, row, column, :].T
-    return out[:, top : top + shape[1], left : left + shape[2]]
+    return np.asarray(out[:, top : top + shape[1], left : left + shape[2]])
 
 
 def _windows(how: Mapping[str, Any], x: Array) -> Array:
@@ -129,7 +131,7 @@ def _windows(how: Mapping[str, Any], x: Array) -> Array:
 
 
 def _upsample(how: Mapping[str, Any], i: list[Array], _shape: tuple[int, ...]) -> Array:
-    return i[0].repeat(how["factor"], axis=1).repeat(how["factor"], axis=2)
+    return np.asarray(i[0].repeat(how["factor"], axis=1).repeat(how["factor"], axis=2))
 
 
 def _slice(how: Mapping[str, Any], i: list[Array], shape: tuple[int, ...]) -> Array:

@@ -97,9 +97,7 @@ class Scope:
         """Uniform within sqrt(6 / (fan_in + fan_out)): Glorot and Bengio 2010, eq. 16."""
         return self.uniform(name, shape, math.sqrt(6.0 / (fan_in + fan_out)), part=part)
 
-    def uniform(
-        self, name: str, shape: Shape, spread: float, *, part: Part | None = None
-    ) -> Value:
+    def uniform(self, name: str, shape: Shape, spread: float, *, part: Part | None = None) -> Value:
         """Uniform in [-spread, spread)."""
         array = self.parameters.draw(shape, spread)
         return self.parameters.add(f"{self.name}/{name}", array, part or self.part)

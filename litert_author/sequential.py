@@ -13,13 +13,13 @@ from litert_author import losses, ops, probe, reference
 from litert_author.errors import AuthorError
 from litert_author.gradients import gradients
 from litert_author.graph import Graph, Value, needed
-from litert_author.layers import Layer
+from litert_author.layers import Layer, whole
 from litert_author.lowering import SignatureWriter
 from litert_author.optimizers import Assigned, Optimizer, Trained, sgd
 from litert_author.scope import Parameters, Scope
 from litert_author.tflite_file import FileWriter
 from wire import Artefact, ArtefactInfo, Manifest, limits
-from wire.artefact import Loss, Probe, probe_batch
+from wire.artefact import Loss, Probe
 
 _ANCHOR: Final = "anchor/"
 # Keeps 0 / 0 out where neither gradient nor bound is.
@@ -33,12 +33,13 @@ class Sequential:
     Args:
         input_shape: of one example, without the batch.
         layers: one after the other.
-        loss: `softmax` (labels are class numbers, per example or per position), `sigmoid` (labels in
-            [0, 1], per output) or `squared` (labels are real numbers, per output).
+        loss: `softmax` (labels are class numbers, per example or per position), `sigmoid` (labels
+            in [0, 1], per output) or `squared` (labels are real numbers, per output).
         optimizer: `sgd()`, `momentum()` or `adam()`.
         batch: examples of one step; trainers pad the last batch and mask what they added.
         seed: first values follow from it.
-        initial: first values by parameter name, in place of drawn ones: a model that is there already.
+        initial: first values by parameter name in place of drawn ones, frozen parameters too: a
+            model that is there already.
 
     Raises:
         AuthorError: when the model is written; the text says which layer and why.
@@ -67,8 +68,8 @@ class Sequential:
             AuthorError: as `artefact`.
         """
         written = self.written
-        last = next(reversed(written.parts)).partition("/")[0] if written.parts else ""
         shared = [name for name, part in written.parts.items() if part == "shared"]
+        last = shared[-1].partition("/")[0]
         head = tuple(name for name in shared if name.startswith(f"{last}/"))
         return Manifest(
             {name: array.copy() for name, array in written.first.items()},
@@ -98,6 +99,8 @@ class Written:
         output: what `infer` gives.
         values: the parameters in the graph.
         step_flops: floating-point operations of one training step, all examples of a batch.
+        train: the step in the graph.
+        proximal: the same with FedProx's pull and a clipped gradient.
     """
 
     artefact: Artefact
@@ -107,6 +110,8 @@ class Written:
     output: Value
     values: Mapping[str, Value]
     step_flops: float
+    train: probe.Step
+    proximal: probe.Step
 
 
 @dataclass(frozen=True)
@@ -166,29 +171,31 @@ def _write(model: Sequential) -> Written:
         operators=file.operators,
         probe=Probe(model.seed, 1.0, (0.0,)),
     )
-    info = probe.probe(
-        info,
-        parameters.first,
-        probe.Step(steps.loss, steps.assigned, [by for _, by in steps.trained]),
-        probe.Step(steps.loss, proximal, []),
-        model.optimizer.probe_rate,
-    )
+    train = probe.Step(steps.loss, steps.assigned, [by for _, by in steps.trained])
+    near = probe.Step(steps.loss, proximal, [])
+    info = probe.probe(info, parameters.first, train, near, model.optimizer.probe_rate)
     flops = _flops([steps.loss, *(value for _, value in steps.assigned)])
     return Written(
-        Artefact(data, info), parameters.first, parameters.parts, x, output, parameters.values, flops
+        artefact=Artefact(data, info),
+        first=parameters.first,
+        parts=parameters.parts,
+        x=x,
+        output=output,
+        values=parameters.values,
+        step_flops=flops,
+        train=train,
+        proximal=near,
     )
 
 
 def _check(model: Sequential) -> None:
     if not model.layers:
         raise AuthorError("a model needs at least one layer")
-    if not model.input_shape or any(
-        not isinstance(size, int) or size < 1 for size in model.input_shape
-    ):
+    if not model.input_shape or not all(whole(size) for size in model.input_shape):
         raise AuthorError(
             f"input_shape is one example's, whole numbers from 1, not {model.input_shape!r}"
         )
-    if not 1 <= model.batch <= limits.BATCH_MAX:
+    if not whole(model.batch) or model.batch > limits.BATCH_MAX:
         raise AuthorError(f"batch is 1 to {limits.BATCH_MAX}, not {model.batch}")
     if model.seed < 0:
         raise AuthorError(f"seed is 0 or more, not {model.seed}")
@@ -227,9 +234,7 @@ def _steps(model: Sequential, graph: Graph, parameters: Parameters, output: Valu
 
 def _gradients(parameters: Parameters, output: Value, seed: Value) -> list[Trained]:
     found = gradients([(output, seed)], list(parameters.values.values()))
-    idle = [
-        name for name, by in zip(parameters.values, found, strict=True) if by is None
-    ]
+    idle = [name for name, by in zip(parameters.values, found, strict=True) if by is None]
     if idle:
         raise AuthorError(f"the loss does not depend on {', '.join(idle)}")
     pairs = zip(parameters.values.values(), found, strict=True)
@@ -266,9 +271,7 @@ def _transfer(file: FileWriter, parameters: Parameters, assigned: Sequence[Assig
     """`get_parameters` and `set_parameters`; the latter sets anchors, and slots to zero."""
     graph, values = parameters.graph, parameters.values
     SignatureWriter(file, "get_parameters").write([], list(values.items()), [])
-    given = {
-        name: graph.source("input", name, value.shape) for name, value in values.items()
-    }
+    given = {name: graph.source("input", name, value.shape) for name, value in values.items()}
     changes = [(values[name], value) for name, value in given.items()]
     for name, value in given.items():
         changes.append((graph.source("parameter", f"{_ANCHOR}{name}", value.shape), value))

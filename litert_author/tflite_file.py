@@ -148,6 +148,7 @@ class SubgraphWriter:
         inputs: Sequence[int],
         shape: Shape | None,
         dtype: str = "float32",
+        *,
         options: Any = None,
         version: int = 1,
     ) -> int:
@@ -187,5 +188,3 @@ def options(name: str, **fields: Any) -> Any:
     for field, value in fields.items():
         setattr(made, field, value)
     return made
-
-
