@@ -4,7 +4,9 @@ It runs where a model is designed, not on a device. The file trains through the 
 runtimes, with built-in operators alone.
 """
 
+from litert_author.backbone import backbone
 from litert_author.errors import AuthorError
+from litert_author.export import ExportError, export
 from litert_author.layers import (
     Layer,
     Lora,
@@ -33,6 +35,7 @@ from litert_author.sequential import Sequential
 
 __all__ = [
     "AuthorError",
+    "ExportError",
     "Layer",
     "Lora",
     "Optimizer",
@@ -40,9 +43,11 @@ __all__ = [
     "adam",
     "attention",
     "average_pool",
+    "backbone",
     "conv",
     "dense",
     "embedding",
+    "export",
     "flatten",
     "gelu",
     "global_average",

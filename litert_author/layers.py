@@ -184,6 +184,8 @@ def gru(units: int, *, sequence: bool = False, part: Part = "shared", name: str 
     def build(scope: Scope, x: Value) -> Value:
         _rank(scope, x, 2, "[T, D]")
         b, steps, width = x.shape
+        if steps == 1:
+            raise AuthorError(f"{scope.name}: one step of time has nothing to remember: use dense")
         kernel = scope.weight("kernel", (width, 3 * units), width, units)
         recurrent = scope.weight("recurrent", (units, 3 * units), units, units)
         bias = scope.filled("bias", (3 * units,), 0.0)

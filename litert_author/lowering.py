@@ -244,6 +244,9 @@ LOWERINGS: Final[dict[str, Lowering]] = {
     "add": _plain(Builtin.ADD, "Add"),
     "argmax": _argmax,
     "avg_pool": _pool(Builtin.AVERAGE_POOL_2D),
+    "backbone": lambda w, v: int(
+        v.attributes["model"].write(w.sub, w.index(v.inputs[0]), v.inputs[0].shape[0])
+    ),
     "broadcast": _broadcast,
     "concat": _concat,
     "conv": _conv,

@@ -140,7 +140,8 @@ def _slice(how: Mapping[str, Any], i: list[Array], shape: tuple[int, ...]) -> Ar
 
 
 def _pad(how: Mapping[str, Any], i: list[Array], _shape: tuple[int, ...]) -> Array:
-    return np.pad(i[0], list(zip(how["before"], how["after"], strict=True)))
+    around = list(zip(how["before"], how["after"], strict=True))
+    return np.asarray(np.pad(i[0], around))
 
 
 def _one_hot(how: Mapping[str, Any], i: list[Array], _shape: tuple[int, ...]) -> Array:
@@ -163,6 +164,7 @@ MEANINGS: Final[dict[str, Meaning]] = {
     "add": _plain(np.add),
     "argmax": _plain(lambda x: x.argmax(-1).astype(np.int32)),
     "avg_pool": lambda how, i, _shape: np.asarray(_windows(how, i[0]).mean(axis=(2, 4))),
+    "backbone": lambda how, i, _shape: np.asarray(how["model"].run(i[0])),
     "broadcast": lambda _how, i, shape: np.broadcast_to(i[0], shape),
     "concat": lambda how, i, _shape: np.concatenate(i, axis=how["axis"]),
     "conv": _conv,

@@ -16,14 +16,17 @@ from litert_author.graph import Graph, Value, needed
 from litert_author.layers import Layer, whole
 from litert_author.lowering import SignatureWriter
 from litert_author.optimizers import Assigned, Optimizer, Trained, sgd
+from litert_author.runtime import calls
 from litert_author.scope import Parameters, Scope
 from litert_author.tflite_file import FileWriter
 from wire import Artefact, ArtefactInfo, Manifest, limits
-from wire.artefact import Loss, Probe
+from wire.artefact import Loss, Probe, probe_batch
 
 _ANCHOR: Final = "anchor/"
 # Keeps 0 / 0 out where neither gradient nor bound is.
 _TINY: Final = 1e-30
+# Of the largest output: integers of a quantized file may round the other way in a batch.
+_BACKBONE_ERROR_MAX: Final = 2e-2
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ def _write(model: Sequential) -> Written:
     train = probe.Step(steps.loss, steps.assigned, [by for _, by in steps.trained])
     near = probe.Step(steps.loss, proximal, [])
     info = probe.probe(info, parameters.first, train, near, model.optimizer.probe_rate)
+    if any(value.op == "backbone" for value in graph.values):
+        _check_backbone(data, info, parameters, output)
     flops = _flops([steps.loss, *(value for _, value in steps.assigned)])
     return Written(
         artefact=Artefact(data, info),
@@ -186,6 +191,24 @@ def _write(model: Sequential) -> Written:
         train=train,
         proximal=near,
     )
+
+
+def _check_backbone(data: bytes, info: ArtefactInfo, parameters: Parameters, output: Value) -> None:
+    """Raise unless a batch through the new file gives what single examples give.
+
+    Raises:
+        AuthorError: an operator of the backbone mixes examples, or has a shape in a constant.
+    """
+    x, _ = probe_batch(info, 0)
+    first = parameters.first
+    (expected,) = reference.evaluate([output], {**first, "x": x})
+    found = calls(data, [("set_parameters", first), ("infer", {"x": x})])[1]["output"]
+    error = float(np.abs(found - expected).max())
+    if not error <= _BACKBONE_ERROR_MAX * float(np.abs(expected).max()):
+        raise AuthorError(
+            f"backbone: a batch of {len(x)} gives another output than single examples (off by "
+            f"{error:.3g}): an operator mixes examples, and the file cannot be taken"
+        )
 
 
 def _check(model: Sequential) -> None:

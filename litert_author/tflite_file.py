@@ -77,14 +77,14 @@ class FileWriter:
 
 
 class _Builder(flatbuffers.Builder):  # type: ignore[misc] # flatbuffers has no types
-    """Vectors of bytes begin at multiples of 16, as the schema asks; the base class forgets it."""
+    """Arrays begin at multiples of 16, as the schema asks of buffers; the base class forgets."""
 
     def CreateNumpyVector(self, x: Array) -> int:  # noqa: N802 - its name in flatbuffers
-        data = np.ascontiguousarray(x).tobytes()
-        self.StartVector(1, len(data), _ALIGNMENT)
+        data = x.astype(x.dtype.newbyteorder("<")).tobytes()
+        self.StartVector(x.itemsize, x.size, _ALIGNMENT)
         self.head = self.Head() - len(data)
         self.Bytes[self.Head() : self.Head() + len(data)] = data
-        self.vectorNumElems = len(data)
+        self.vectorNumElems = x.size
         return int(self.EndVector())
 
 
@@ -153,17 +153,37 @@ class SubgraphWriter:
         version: int = 1,
     ) -> int:
         """An operator with one output (none if `shape` is None); the output's index, or -1."""
+        outputs = [] if shape is None else [self.tensor(shape, dtype)]
+        self.raw(code, inputs, outputs, options=options, version=version)
+        return outputs[0] if outputs else -1
+
+    def adopt(self, tensor: Any, buffer: int) -> int:
+        """A tensor of another file, with its type and quantization; its index."""
+        made = schema.TensorT()
+        made.shape, made.type, made.quantization = tensor.shape, tensor.type, tensor.quantization
+        made.name, made.buffer = f"t{len(self.graph.tensors)}", buffer
+        self.graph.tensors.append(made)
+        return len(self.graph.tensors) - 1
+
+    def raw(
+        self,
+        code: int,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        *,
+        options: Any,
+        version: int = 1,
+    ) -> None:
+        """An operator whose outputs are there already; -1 is an input that is left out."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self.file.code(code, version)
-        operator.inputs = list(inputs)
-        operator.outputs = [] if shape is None else [self.tensor(shape, dtype)]
+        operator.inputs, operator.outputs = list(inputs), list(outputs)
         if options is not None:
             operator.builtinOptionsType = getattr(
                 schema.BuiltinOptions, type(options).__name__.removesuffix("T")
             )
             operator.builtinOptions = options
         self.graph.operators.append(operator)
-        return operator.outputs[0] if operator.outputs else -1
 
     def finish(self) -> None:
         """Put the subgraph and its signature into the file."""

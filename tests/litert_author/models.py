@@ -77,7 +77,7 @@ def _embedding(draw: Draw) -> tuple[tuple[int, ...], list[Layer]]:
 
 
 def _gru(draw: Draw) -> tuple[tuple[int, ...], list[Layer]]:
-    shape = (size(draw, 1, 6), size(draw, 1, 4))
+    shape = (size(draw, 2, 6), size(draw, 1, 4))
     sequence = bool(draw(st.booleans()))
     return shape, [gru(size(draw, 1, 5), sequence=sequence), dense(size(draw, 2, 4))]
 
