@@ -145,7 +145,7 @@ def _pad(how: Mapping[str, Any], i: list[Array], _shape: tuple[int, ...]) -> Arr
 
 
 def _one_hot(how: Mapping[str, Any], i: list[Array], _shape: tuple[int, ...]) -> Array:
-    return (i[0][..., None] == np.arange(how["depth"])).astype(np.float64)
+    return np.asarray(i[0][..., None] == np.arange(how["depth"]), np.float64)
 
 
 def _reduce(function: Callable[..., Any]) -> Meaning:

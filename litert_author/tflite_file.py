@@ -105,11 +105,11 @@ class SubgraphWriter:
         self._outputs: list[tuple[str, int]] = []
 
     def tensor(self, shape: Shape, dtype: str, *, name: str = "", buffer: int = 0) -> int:
-        """A tensor's index."""
+        """A tensor's index; only those of a signature need a name."""
         tensor = schema.TensorT()
         tensor.shape = list(shape)
         tensor.type = TYPES[dtype]
-        tensor.name = name or f"t{len(self.graph.tensors)}"
+        tensor.name = name or None
         tensor.buffer = buffer
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
@@ -160,8 +160,8 @@ class SubgraphWriter:
     def adopt(self, tensor: Any, buffer: int) -> int:
         """A tensor of another file, with its type and quantization; its index."""
         made = schema.TensorT()
-        made.shape, made.type, made.quantization = tensor.shape, tensor.type, tensor.quantization
-        made.name, made.buffer = f"t{len(self.graph.tensors)}", buffer
+        made.shape, made.type = [int(size) for size in tensor.shape], tensor.type
+        made.quantization, made.buffer = tensor.quantization, buffer
         self.graph.tensors.append(made)
         return len(self.graph.tensors) - 1
 
