@@ -60,21 +60,29 @@ def probe(
     rates = {"lr": np.asarray(lr)}
     losses, after = _run(info, first, train, rates)
     bounds = {"mu": np.asarray(PROBE_MU), "clip": np.asarray(clip)}
-    proximal_losses, _ = _run(info, first, proximal, rates | bounds)
+    proximal_losses, pulled = _run(info, first, proximal, rates | bounds)
     if not all(math.isfinite(found) for found in losses + proximal_losses):
         raise AuthorError(f"the model's first losses are {losses}: its first values are too large")
     filled = msgspec.structs.replace(
         info.probe,
         learning_rate=lr,
         losses=tuple(losses),
-        moves=tuple(
-            float(np.linalg.norm(after[spec.name] - first[spec.name])) for spec in info.parameters
-        ),
+        moves=_moves(info, first, after),
         proximal_losses=tuple(proximal_losses),
         mu=PROBE_MU,
         clip=clip,
+        proximal_moves=_moves(info, first, pulled),
     )
     return msgspec.structs.replace(info, probe=filled)
+
+
+def _moves(
+    info: ArtefactInfo, first: Mapping[str, Array], after: Mapping[str, Array]
+) -> tuple[float, ...]:
+    """How far each parameter is from where it began (L2)."""
+    return tuple(
+        float(np.linalg.norm(after[spec.name] - first[spec.name])) for spec in info.parameters
+    )
 
 
 def _batch(info: ArtefactInfo, number: int) -> dict[str, Array]:

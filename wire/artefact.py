@@ -31,8 +31,8 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `losses` are those of training steps one after the other, from the task's first parameters,
     at `learning_rate`, each on a batch drawn with `seed`; `tolerance` is relative. `moves` are how
     far each parameter is then from where it began (L2), in the order of `ArtefactInfo.parameters`.
-    `proximal_losses` are those of the same steps with FedProx's `mu` and a gradient of at most
-    `clip`.
+    `proximal_losses` and `proximal_moves` are those of the same steps with FedProx's `mu` and a
+    gradient of at most `clip`.
     """
 
     seed: Annotated[int, Meta(ge=0, le=2**53)]
@@ -43,6 +43,7 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proximal_losses: Annotated[tuple[float, ...], Meta(max_length=16)] = ()
     mu: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
     clip: Annotated[float, Meta(ge=0.0, le=1e12)] = 0.0
+    proximal_moves: Annotated[tuple[float, ...], Meta(max_length=limits.TENSORS_MAX)] = ()
 
 
 class ArtefactInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
