@@ -28,7 +28,9 @@ DTYPES: Final[dict[int, np.dtype[Any]]] = {
     schema.TensorType.BOOL: np.dtype(np.bool_),
     schema.TensorType.FLOAT16: np.dtype(np.float16),
 }
-_NAMES: Final[dict[int, str]] = {code: name for name, code in vars(Builtin).items() if isinstance(code, int)}
+_NAMES: Final[dict[int, str]] = {
+    code: name for name, code in vars(Builtin).items() if isinstance(code, int)
+}
 INTEGERS: Final = (schema.TensorType.INT8, schema.TensorType.UINT8)
 # Versions that know int8.
 _QUANTIZE: Final = 1
@@ -244,15 +246,18 @@ def rebatch(program: Program, old: int, new: int) -> None:
             raise AuthorError(f"{what}: its first dimension, {size}, has no batch of {old} in it")
         return size // old * new
 
-    for index in sorted({*program.used(), program.input}):
+    computed = {program.input}
+    for operator in program.operators:
+        if computed & set(operator.inputs):
+            computed |= set(operator.outputs)
+    for index in sorted(computed):
         tensor = program.tensors[index]
         tensor.shapeSignature = None
-        shape = shape_of(tensor)
-        if program.data(index) is None and shape:
+        if shape := shape_of(tensor):
             tensor.shape = [scaled(shape[0], name_of(tensor)), *shape[1:]]
     for operator in program.operators:
         place = _SHAPE_INPUT.get(program.code(operator))
-        if place is None:
+        if place is None or not computed & set(operator.outputs):
             continue
         code = program.code(operator)
         index = int(operator.inputs[place])
