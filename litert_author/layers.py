@@ -197,7 +197,7 @@ def gru(units: int, *, sequence: bool = False, part: Part = "shared", name: str 
         for step in range(steps):
             now = ops.reshape(ops.block(given, (0, step, 0), (b, 1, 3 * units)), (b, 3 * units))
             # At first h is 0: what it adds is the bias alone.
-            before = ops.broadcast(recurrent_bias, now.shape)
+            before = ops.reshape(recurrent_bias, (1, 3 * units))
             if h is not None:
                 before = ops.matmul(h, recurrent) + recurrent_bias
             gates = ops.logistic(_columns(now, 0, 2 * units) + _columns(before, 0, 2 * units))

@@ -7,7 +7,7 @@ that the plain runtimes lack. What is read is the schema's own objects, changed 
 import copy
 import difflib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,6 +111,14 @@ class Program:
         """Tensors that the operators read or write."""
         for operator in self.operators:
             yield from (i for i in (*operator.inputs, *operator.outputs) if i >= 0)
+
+    def computed(self) -> set[int]:
+        """Tensors that depend on the input, itself included."""
+        found = {self.input}
+        for operator in self.operators:
+            if found & set(operator.inputs):
+                found |= set(operator.outputs)
+        return found
 
     def prune(self) -> None:
         """Drop operators that the output does not need."""
@@ -246,10 +254,7 @@ def rebatch(program: Program, old: int, new: int) -> None:
             raise AuthorError(f"{what}: its first dimension, {size}, has no batch of {old} in it")
         return size // old * new
 
-    computed = {program.input}
-    for operator in program.operators:
-        if computed & set(operator.inputs):
-            computed |= set(operator.outputs)
+    computed = program.computed()
     for index in sorted(computed):
         tensor = program.tensors[index]
         tensor.shapeSignature = None
@@ -257,23 +262,26 @@ def rebatch(program: Program, old: int, new: int) -> None:
             tensor.shape = [scaled(shape[0], name_of(tensor)), *shape[1:]]
     for operator in program.operators:
         place = _SHAPE_INPUT.get(program.code(operator))
-        if place is None or not computed & set(operator.outputs):
-            continue
-        code = program.code(operator)
-        index = int(operator.inputs[place])
-        found = program.data(index)
-        if found is None or not found.size:
-            raise AuthorError(
-                f"{operator_name(code)} computes its shape: only fixed shapes can be taken"
-            )
-        values = found.reshape(-1).copy()
-        if values[0] > 0:
-            values[0] = scaled(int(values[0]), operator_name(code))
-            operator.inputs[place] = add_constant(
-                program, f"{name_of(program.tensors[index])}/batch", values
-            )
-        if code == Builtin.RESHAPE and operator.builtinOptions is not None:
-            operator.builtinOptions.newShape = values.tolist()
+        if place is not None and computed & set(operator.outputs):
+            _reshape(program, operator, place, scaled)
+
+
+def _reshape(
+    program: Program, operator: Any, place: int, scaled: Callable[[int, str], int]
+) -> None:
+    """Give an operator that has its result's shape in a constant another batch."""
+    code = program.code(operator)
+    index = operator.inputs[place]
+    found = program.data(index)
+    if found is None or not found.size:
+        raise AuthorError(f"{operator_name(code)} computes its shape: only fixed ones can be taken")
+    values = found.reshape(-1).copy()
+    if values[0] > 0:
+        values[0] = scaled(int(values[0]), operator_name(code))
+        name = f"{name_of(program.tensors[index])}/batch"
+        operator.inputs[place] = add_constant(program, name, values)
+    if code == Builtin.RESHAPE and operator.builtinOptions is not None:
+        operator.builtinOptions.newShape = values.tolist()
 
 
 # Where an operator has the shape of what it makes.

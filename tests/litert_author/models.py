@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from litert_author import (
     Layer,
+    Optimizer,
     Sequential,
     adam,
     attention,
@@ -40,7 +41,11 @@ from wire.artefact import Loss
 Draw: TypeAlias = Callable[..., Any]
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 
-OPTIMIZERS = {"sgd": sgd, "momentum": momentum, "adam": lambda: adam(epsilon=1e-4)}
+OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
+    "sgd": sgd,
+    "momentum": momentum,
+    "adam": lambda: adam(epsilon=1e-4),
+}
 
 
 def size(draw: Draw, low: int, high: int) -> int:
@@ -49,7 +54,7 @@ def size(draw: Draw, low: int, high: int) -> int:
 
 def _dense(draw: Draw) -> tuple[tuple[int, ...], list[Layer]]:
     between = [relu, tanh, sigmoid, gelu]
-    activations = [draw(st.sampled_from(between))() for _ in range(size(draw, 1, 2))]
+    activations: list[Layer] = [draw(st.sampled_from(between))() for _ in range(size(draw, 1, 2))]
     layers = [layer for act in activations for layer in (dense(size(draw, 1, 9)), act)]
     return (size(draw, 1, 9),), [*layers, dense(size(draw, 2, 5), bias=draw(st.booleans()))]
 

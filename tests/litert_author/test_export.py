@@ -93,8 +93,9 @@ def test_full_integer_is_near(runtime: Runtime) -> None:
 
 def test_scales_are_per_tensor() -> None:
     state = random_state(CNN, 2)
-    for how in ({}, {"calibration": CALIBRATION}):
-        for tensor in parse(export(CNN.artefact(), state, "int8", **how)).subgraphs[0].tensors:
+    for shown in (None, CALIBRATION):
+        file = export(CNN.artefact(), state, "int8", calibration=shown)
+        for tensor in parse(file).subgraphs[0].tensors:
             if tensor.quantization is not None and tensor.quantization.scale is not None:
                 assert len(tensor.quantization.scale) == 1
 

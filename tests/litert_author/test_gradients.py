@@ -3,23 +3,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litert_author import AuthorError, reference
+from litert_author import AuthorError, Sequential, reference
 from litert_author.gradients import gradients
 from litert_author.graph import Graph
 from litert_author.ops import argmax, to_float
-from tests.litert_author.models import LAYERS, models, random_batch, random_state
+from tests.litert_author.models import LAYERS, Arrays, models, random_batch, random_state
 from wire.artefact import Loss
 
 STEP = 1e-6
 
 
-def check(model, seed: int) -> None:  # type: ignore[no-untyped-def]
+def check(model: Sequential, seed: int) -> None:
     """The gradient along a random direction of each parameter is what the loss does along it."""
     written = model.written
     state = {k: v.astype(np.float64) for k, v in random_state(model, seed).items()}
     batch = random_batch(written.artefact.info, seed)
 
-    def loss(point):  # type: ignore[no-untyped-def]
+    def loss(point: Arrays) -> float:
         return float(reference.evaluate([written.train.loss], {**point, **batch})[0])
 
     found = reference.evaluate(written.train.gradients, {**state, **batch})
@@ -27,8 +27,8 @@ def check(model, seed: int) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(seed)
     for name, by in zip(state, found, strict=True):
         assert by.shape == state[name].shape
-        way = rng.normal(size=by.shape)
-        way /= max(np.linalg.norm(way), 1e-9)
+        way = np.asarray(rng.normal(size=by.shape))
+        way = way / max(float(np.linalg.norm(way)), 1e-9)
         up, down = ({**state, name: state[name] + sign * STEP * way} for sign in (1, -1))
         slope = (loss(up) - loss(down)) / (2 * STEP)
         assert abs(slope - float((by * way).sum())) <= 1e-7 + 1e-6 * size, name

@@ -94,9 +94,9 @@ def test_four_steps_are_those_of_float64(
 ) -> None:
     model = data.draw(models("dense", optimizer=optimizer))
     info, start = model.written.artefact.info, random_state(model, seed)
-    numbers: Arrays = {"lr": np.float32(0.05)}
+    numbers: Arrays = {"lr": np.asarray(0.05, np.float32)}
     if signature == "train_proximal":
-        numbers |= {"mu": np.float32(0.5), "clip": np.float32(0.2)}
+        numbers |= {"mu": np.asarray(0.5, np.float32), "clip": np.asarray(0.2, np.float32)}
     batches = [random_batch(info, seed + k) for k in range(4)]
     expected = states(model, start, numbers, batches)
     calls = [(signature, batch | numbers) for batch in batches]

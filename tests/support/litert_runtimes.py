@@ -1,6 +1,7 @@
-"""Two runtimes for `.tflite` files: ai-edge-litert here, tflite-runtime 2.14 in a second environment.
+"""Two runtimes for `.tflite` files: ai-edge-litert here, tflite-runtime 2.14 elsewhere.
 
-The second is what `make setup-tflite` makes; where it is not, its tests are skipped.
+The second has an environment of its own, since it needs NumPy 1: `make setup-tflite` makes it, and
+where it is not its tests are skipped.
 """
 
 import contextlib
