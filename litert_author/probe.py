@@ -21,6 +21,10 @@ PROBE_MU: Final = 0.5
 # A first step is to take about this share of the loss away: enough to see, not enough to diverge.
 _SHARE: Final = 0.1
 _RATE_MAX: Final = 0.5
+# Steps that make a loss larger than this, of what it is without steps, amplify rounding: a smaller
+# learning rate then, a tenth each time.
+_GROWTH_MAX: Final = 1.5
+_TRIES: Final = 6
 # Digits that learning rate and clip are rounded to; they are inputs, not results.
 _DIGITS: Final = 3
 
@@ -56,6 +60,7 @@ def probe(
     loss, norm = _start(info, first, train)
     if rate is None:
         rate = min(_RATE_MAX, _SHARE * loss / max(norm * norm, 1e-12))
+        rate = _steady(info, first, train, rate)
     lr, clip = _rounded(rate), _rounded(norm / 2.0)
     rates = {"lr": np.asarray(lr)}
     losses, after = _run(info, first, train, rates)
@@ -74,6 +79,17 @@ def probe(
         proximal_moves=_moves(info, first, pulled),
     )
     return msgspec.structs.replace(info, probe=filled)
+
+
+def _steady(info: ArtefactInfo, first: Mapping[str, Array], step: Step, rate: float) -> float:
+    """A learning rate of `rate` or less, at which rounding is not amplified from step to step."""
+    still, _ = _run(info, first, step, {"lr": np.asarray(0.0)})
+    for _ in range(_TRIES):
+        losses, _ = _run(info, first, step, {"lr": np.asarray(_rounded(rate))})
+        if max(losses) <= _GROWTH_MAX * max(still):
+            break
+        rate /= 10.0
+    return rate
 
 
 def _moves(

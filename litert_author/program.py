@@ -6,6 +6,7 @@ that the plain runtimes lack. What is read is the schema's own objects, changed 
 
 import copy
 import difflib
+import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ _REFUSED: Final = frozenset(
         "CALL_ONCE",
         "CUSTOM",
         "DELEGATE",
+        "DENSIFY",
         "HASHTABLE",
         "IF",
         "READ_VARIABLE",
@@ -86,7 +88,13 @@ class Program:
         kind = DTYPES.get(tensor.type)
         if kind is None:
             raise AuthorError(f"{name_of(tensor)}: constants of its type are not known")
-        return np.frombuffer(np.asarray(raw, np.uint8).tobytes(), kind).reshape(shape_of(tensor))
+        shape = shape_of(tensor)
+        if len(raw) != math.prod(shape) * kind.itemsize or tensor.sparsity is not None:
+            raise AuthorError(
+                f"{name_of(tensor)}: a constant of {list(shape)} in {len(raw)} bytes is sparse or "
+                "damaged: convert without sparsity"
+            )
+        return np.frombuffer(np.asarray(raw, np.uint8).tobytes(), kind).reshape(shape)
 
     def add_operator(
         self, code: int, inputs: list[int], outputs: list[int], options: Any, version: int
@@ -181,7 +189,10 @@ def read(data: bytes, output: str | int | None = None) -> Program:
         if name in _REFUSED:
             custom = model.operatorCodes[operator.opcodeIndex].customCode
             which = f" ({custom.decode()})" if custom else ""
-            raise AuthorError(f"the file has {name}{which}: only built-in operators can be taken")
+            raise AuthorError(
+                f"the file has {name}{which}: state, branches, sparse constants and operators that "
+                "are not built in cannot be taken"
+            )
     for index in sorted({*program.used(), program.input}):
         tensor = program.tensors[index]
         signature = tensor.shapeSignature
@@ -271,6 +282,9 @@ def _reshape(
 ) -> None:
     """Give an operator that has its result's shape in a constant another batch."""
     code = program.code(operator)
+    if code == Builtin.RESHAPE and len(operator.inputs) == 1:  # the older form
+        shape = np.asarray(operator.builtinOptions.newShape, np.int32)
+        operator.inputs.append(add_constant(program, "shape", shape))
     index = operator.inputs[place]
     found = program.data(index)
     if found is None or not found.size:
