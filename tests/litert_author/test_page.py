@@ -1,0 +1,12 @@
+"""The how-to page's own words run."""
+
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "author-litert.md"
+
+
+def test_the_pages_code_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    assert len(blocks) == 5
+    exec(compile("\n".join(blocks), PAGE.name, "exec"), {})  # noqa: S102 - the page's own words
