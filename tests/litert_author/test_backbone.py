@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,17 @@ PEOPLES = Sequential((8, 8, 1), LAYERS, seed=5)
 CALIBRATION = np.random.default_rng(1).normal(size=(20, 8, 8, 1)).astype(np.float32)
 
 
-def given(**how: Any) -> bytes:
+@functools.cache
+def given(kind: str = "float32") -> bytes:
     """A file as people have it: one example, one output."""
-    return export(PEOPLES.artefact(), PEOPLES.manifest().tensors, **how)
+    artefact, tensors = PEOPLES.artefact(), PEOPLES.manifest().tensors
+    if kind == "float32":
+        return export(artefact, tensors)
+    if kind == "weights in int8":
+        return export(artefact, tensors, "int8")
+    if kind == "int8":
+        return export(artefact, tensors, "int8", calibration=CALIBRATION)
+    return repacked(given("int8"), per_channel)
 
 
 def features(file: bytes, x: NDArray[Any]) -> NDArray[Any]:
@@ -78,21 +87,16 @@ def per_channel(model: Any) -> None:
                 tensor.quantization.quantizedDimension = 0
 
 
-FILES: dict[str, Callable[[], bytes]] = {
-    "float32": given,
-    "weights in int8": lambda: given(dtype="int8"),
-    "int8": lambda: given(dtype="int8", calibration=CALIBRATION),
-    "int8 per channel": lambda: repacked(given(dtype="int8", calibration=CALIBRATION), per_channel),
-}
+KINDS = ["float32", "weights in int8", "int8", "int8 per channel"]
 
 
 def head_on(file: bytes | Path, output: str | int | None = None) -> Sequential:
     return Sequential((8, 8, 1), [backbone(file, output), relu(), dense(3)], batch=5, seed=2)
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_head_sees_what_the_file_makes_of_each_example(kind: str) -> None:
-    file = FILES[kind]()
+    file = given(kind)
     model = head_on(file)
     assert list(model.manifest().tensors) == ["dense_1/kernel", "dense_1/bias"]
     state = random_state(model, 1)
@@ -105,9 +109,10 @@ def test_a_head_sees_what_the_file_makes_of_each_example(kind: str) -> None:
     assert np.abs(found["output"] - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_only_the_head_learns(kind: str) -> None:
-    model = head_on(FILES[kind]())
+    model = head_on(given(kind))
     batch = random_batch(model.artefact().info, 3)
     step = ("train", {**batch, "lr": np.float32(0.5)})
     first = model.manifest().tensors
@@ -120,6 +125,7 @@ def test_the_file_is_in_the_new_one_once() -> None:
     assert len(head_on(file).artefact().data) <= len(file) + 20_000
 
 
+@pytest.mark.slow
 def test_a_path_does_and_bytes_do(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(given())
     assert head_on(tmp_path / "model.tflite").artefact() == head_on(given()).artefact()
@@ -127,6 +133,7 @@ def test_a_path_does_and_bytes_do(tmp_path: Path) -> None:
         head_on(tmp_path / "no.tflite").artefact()
 
 
+@pytest.mark.slow
 def test_a_tensor_in_the_middle_is_taken_by_number() -> None:
     file = given()
     made = [int(o.outputs[0]) for o in parse(file).subgraphs[0].operators]
@@ -151,6 +158,7 @@ def test_other_files(layers: list[Layer]) -> None:
     assert model.artefact().info.batch == 5
 
 
+@pytest.mark.slow
 def test_ids_go_through_too() -> None:
     people = Sequential((4,), [embedding(9, 5), gru(6), dense(4)], seed=1)
     file = export(people.artefact(), people.manifest().tensors)

@@ -34,7 +34,7 @@ CNN = Sequential(
 MODELS = {
     "cnn": CNN,
     "mlp": Sequential((20,), [dense(40), gelu(), dense(5)], loss="sigmoid", batch=3),
-    "gru": Sequential((5,), [embedding(20, 16), gru(12), dense(20)], optimizer=adam()),
+    "gru": Sequential((3,), [embedding(20, 16), gru(12), dense(20)], optimizer=adam()),
     "attention": Sequential(
         (6,), [embedding(20, 16), residual(layer_norm(), attention(4)), dense(20)], batch=2
     ),
@@ -76,6 +76,7 @@ def test_an_export_answers_as_the_trainable_file_does(name: str, runtime: Runtim
     assert error(runtime, model, state, export(model.artefact(), state)) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_int8_weights_are_near(name: str, runtime: Runtime) -> None:
     model = MODELS[name]
@@ -100,6 +101,7 @@ def test_scales_are_per_tensor() -> None:
                 assert len(tensor.quantization.scale) == 1
 
 
+@pytest.mark.slow
 def test_sizes() -> None:
     layers = [conv(8, 5), relu(), max_pool(2), flatten(), dense(64), relu(), dense(10)]
     model = Sequential((28, 28, 1), layers, seed=3)
@@ -118,6 +120,7 @@ def test_a_batch_can_be_chosen() -> None:
     np.testing.assert_allclose(found["output"], alone, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_parameters_give_the_same_bytes() -> None:
     state = random_state(CNN, 2)
     for dtype in ("float32", "int8"):

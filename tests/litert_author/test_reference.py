@@ -32,7 +32,7 @@ def plain_conv(x: Floats, k: Floats, stride: int, padding: Padding) -> Floats:
     return made
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     n=st.integers(3, 8),
     size=st.integers(1, 3),

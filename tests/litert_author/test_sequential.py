@@ -154,6 +154,7 @@ def test_a_frozen_constant_is_in_the_file_once() -> None:
     assert sizes.count(frozen) == 1
 
 
+@pytest.mark.slow
 def test_an_adapter_travels_alone_and_begins_at_zero() -> None:
     plain = [embedding(20, 32), positions(), transformer_block(4, 64), dense(20)]
     adapted = [
@@ -183,6 +184,7 @@ def test_a_model_that_is_there_goes_on_from_its_values() -> None:
     assert kernel.astype(np.float32).tobytes() in data
 
 
+@pytest.mark.slow
 def test_constants_that_are_equal_are_one_value() -> None:
     small, large = (
         Sequential((64,), [dense(n), relu(), dense(10)], batch=16).artefact() for n in (16, 512)
