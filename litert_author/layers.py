@@ -41,7 +41,7 @@ class Layer:
 class Lora:
     """A low-rank adapter: x W + (x A) B * alpha / rank, with W frozen and A, B trained.
 
-    Hu et al. 2021, section 4.1. A is [in, rank], B is [rank, out] and begins at zero, so that the
+    Hu et al. 2021, section 4.1. In a frozen layer too, A and B are shared. A is [in, rank], B is [rank, out] and begins at zero, so that the
     model is at first what it was.
     """
 
@@ -93,8 +93,10 @@ def project(
                 f"{scope.name}: an adapter of rank {adapter.rank} for {width} x {units} saves "
                 f"nothing: take less than {min(width, units)}"
             )
-        down = scope.weight(f"{prefix}lora_a", (width, adapter.rank), width, width)
-        up = scope.filled(f"{prefix}lora_b", (adapter.rank, units), 0.0)
+        # Beside a frozen layer the adapter is what learns.
+        part: Part = "personal" if scope.part == "personal" else "shared"
+        down = scope.weight(f"{prefix}lora_a", (width, adapter.rank), width, width, part=part)
+        up = scope.filled(f"{prefix}lora_b", (adapter.rank, units), 0.0, part=part)
         y = y + ops.matmul(ops.matmul(rows, down), up) * (adapter.alpha / adapter.rank)
     return ops.reshape(y, (*x.shape[:-1], units))
 

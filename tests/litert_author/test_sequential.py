@@ -166,6 +166,8 @@ def test_an_adapter_travels_alone_and_begins_at_zero() -> None:
     whole, low = (Sequential((6,), layers, batch=4, seed=1) for layers in (plain, adapted))
     tensors = low.manifest().tensors
     assert all("lora" in name for name in tensors)
+    layers_with = {name.partition("/")[0] for name in tensors}
+    assert layers_with == {"attention_1", "dense_1", "dense_2", "dense_3"}
     assert all(not a.any() for name, a in tensors.items() if name.endswith("lora_b"))
     full = sum(a.size for a in whole.manifest().tensors.values())
     assert sum(a.size for a in tensors.values()) < full / 8
