@@ -41,8 +41,8 @@ class Layer:
 class Lora:
     """A low-rank adapter: x W + (x A) B * alpha / rank, with W frozen and A, B trained.
 
-    Hu et al. 2021, section 4.1. In a frozen layer too, A and B are shared. A is [in, rank], B is [rank, out] and begins at zero, so that the
-    model is at first what it was.
+    Hu et al. 2021, section 4.1. A is [in, rank], B is [rank, out] and begins at zero, so that the
+    model is at first what it was. In a frozen layer too, A and B are shared.
     """
 
     rank: int
