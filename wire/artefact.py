@@ -6,11 +6,14 @@ they take and give. `ArtefactInfo` is small, typed and signed with whatever carr
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from wire import limits
 from wire.errors import DigestMismatchError, TooLargeError
@@ -23,16 +26,24 @@ Shape: TypeAlias = Annotated[tuple[Dimension, ...], Meta(max_length=limits.TENSO
 
 
 class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a file is to compute, from inputs that everybody can make: see `edge_sdk.litert`.
+    """What a file is to compute, from inputs that everybody can make: see `probe_batch`.
 
     `losses` are those of training steps one after the other, from the task's first parameters,
-    at `learning_rate`, each on a batch drawn with `seed`; `tolerance` is relative.
+    at `learning_rate`, each on a batch drawn with `seed`; `tolerance` is relative. `moves` are how
+    far each parameter is then from where it began (L2), in the order of `ArtefactInfo.parameters`.
+    `proximal_losses` and `proximal_moves` are those of the same steps with FedProx's `mu` and a
+    gradient of at most `clip`.
     """
 
     seed: Annotated[int, Meta(ge=0, le=2**53)]
     learning_rate: Annotated[float, Meta(gt=0.0, le=1e6)]
     losses: Annotated[tuple[float, ...], Meta(min_length=1, max_length=16)]
     tolerance: Annotated[float, Meta(gt=0.0, le=0.1)] = 1e-3
+    moves: Annotated[tuple[float, ...], Meta(max_length=limits.TENSORS_MAX)] = ()
+    proximal_losses: Annotated[tuple[float, ...], Meta(max_length=16)] = ()
+    mu: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
+    clip: Annotated[float, Meta(ge=0.0, le=1e12)] = 0.0
+    proximal_moves: Annotated[tuple[float, ...], Meta(max_length=limits.TENSORS_MAX)] = ()
 
 
 class ArtefactInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,3 +90,29 @@ class Artefact:
             )
         if hashlib.sha256(self.data).digest() != self.info.sha256:
             raise DigestMismatchError("the artefact is not the file that its manifest names")
+
+
+def probe_batch(info: ArtefactInfo, step: int) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """Batch number `step` of a file's probe, x and y, each example with weight 1.
+
+    Bits are those of NumPy's Philox with the key `seed + step`, x before y. Real x are in [-1, 1),
+    real y in [0, 1); integers are below the bound that `info` has for them.
+    """
+    x_shape = (info.batch, *info.x_shape)
+    y_shape = (info.batch, *info.y_shape)
+    count = math.prod(x_shape)
+    key = info.probe.seed + step
+    raw = np.random.Philox(key=key).random_raw(count + math.prod(y_shape))
+    bits = np.asarray(raw, np.uint64)
+    x = _drawn(bits[:count], info.x_values)
+    y = _drawn(bits[count:], info.classes)
+    if not info.x_values:
+        x = x * np.float32(2.0) - np.float32(1.0)
+    return x.reshape(x_shape), y.reshape(y_shape)
+
+
+def _drawn(bits: NDArray[np.uint64], bound: int) -> NDArray[Any]:
+    """Integers below the bound; without one, float32 in [0, 1) of 24 bits."""
+    if bound:
+        return (bits % np.uint64(bound)).astype(np.int32)
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)

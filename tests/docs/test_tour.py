@@ -39,7 +39,7 @@ def test_every_name_is_in_the_file_that_it_stands_beside(path: str, name: str) -
 
 
 def test_the_tour_names_every_floor() -> None:
-    for floor in ("wire", "device_profiles", "quantization", "privacy", "insight"):
+    for floor in ("wire", "device_profiles", "quantization", "privacy", "insight", "litert_author"):
         assert f"{floor}/" in TEXT
     for floor in ("edge_sdk", "coordinator", "fleet", "potluck", "benchmarks", "pilots"):
         assert f"{floor}/" in TEXT
