@@ -15,7 +15,7 @@ FAST := not slow and not live and not browser
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-numpy1 setup-torch demo test test-fast test-torch lint format coverage bench soak kill-test fuzz docs clean
+.PHONY: help setup setup-numpy1 setup-torch setup-tflite demo test test-fast test-torch test-tflite litert-models litert-mutants lint format coverage bench soak kill-test fuzz docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,27 @@ $(NUMPY1)/.set-up: pyproject.toml constraints.txt
 	else echo "no Python 3.11 or 3.12: NumPy 1 is not compared" >&2; fi
 	@touch $@
 
+# tflite-runtime 2.14, for boards that ai-edge-litert has no wheels for, has them up to Python 3.11;
+# where there is none, its tests say that they were skipped.
+TFLITE := .venv-tflite
+TFLITE_PYTHON ?= $(shell for python in $(BIN)/python python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && \
+	{ echo $$python; break; }; done)
+
+setup-tflite: $(STAMP) $(TFLITE)/.set-up ## make .venv-tflite: a device's install with tflite-runtime 2.14
+
+$(TFLITE)/.set-up: pyproject.toml constraints.txt
+	@mkdir -p $(TFLITE)
+	@if test -n "$(TFLITE_PYTHON)"; then \
+		echo "setting up $(TFLITE)" >&2; \
+		$(TFLITE_PYTHON) -m venv $(TFLITE) && \
+		sed 's/^numpy==.*/numpy==1.26.4/' constraints.txt > $(TFLITE)/constraints.txt && \
+		$(TFLITE)/bin/python -m pip --disable-pip-version-check --quiet install \
+			--constraint $(TFLITE)/constraints.txt tflite-runtime==2.14.0 numpy zstandard msgspec \
+			cryptography psutil paho-mqtt hypothesis pytest pytest-timeout; \
+	else echo "no Python 3.11: tflite-runtime 2.14 is not tested" >&2; fi
+	@touch $@
+
 # PyTorch for the processor alone: 0.2 GB to load, where its usual build for Linux is ten times that.
 # The package index may have only the usual one; then say where from, as the message below does.
 TORCH_VENV := .venv-torch
@@ -74,7 +95,7 @@ $(TORCH_VENV)/.set-up: pyproject.toml constraints.txt
 demo: setup ## a federation of 30 emulated devices on real data, in a minute (ARGS=--json)
 	@$(BIN)/potluck demo $(ARGS)
 
-test: lint setup-numpy1 ## everything: lint, types, floors, all tests (what CI runs; under 10 minutes on 2 cores)
+test: lint setup-numpy1 test-tflite ## everything: lint, types, floors, all tests (what CI runs; under 10 minutes on 2 cores)
 	@bash scripts/install-system-packages
 	@expression=''; \
 	for browser in chromium chromium-browser google-chrome; do \
@@ -87,6 +108,18 @@ test-fast: setup ## the tests that start no process and take no time (under 30 s
 
 test-torch: setup-torch ## the tests of TorchTrainer, where PyTorch is
 	@PYTHONPATH=. $(TORCH_VENV)/bin/python -m pytest tests/edge_sdk/test_torch_trainer.py $(ARGS)
+
+# A few damaged files of each kind; `litert-mutants` takes hundreds.
+MUTANTS := .pytest_cache/litert-mutants
+
+test-tflite: setup-tflite ## the tests of LiteRTTrainer on tflite-runtime 2.14
+	@if test -x $(TFLITE)/bin/python; then \
+		export PYTHONPATH=.; rm -rf $(MUTANTS); \
+		$(BIN)/python scripts/litert_mutants.py make $(MUTANTS) --count 24 && \
+		$(TFLITE)/bin/python scripts/litert_mutants.py run $(MUTANTS) && \
+		$(TFLITE)/bin/python -m pytest -q tests/edge_sdk/test_litert_trainer.py \
+			tests/edge_sdk/test_litert_trust.py $(ARGS); \
+	else echo "no Python 3.11: tflite-runtime 2.14 is not tested" >&2; fi
 
 lint: setup ## ruff, formatting, types, and the floors of the house
 	@$(BIN)/ruff check
@@ -111,6 +144,16 @@ soak: setup ## play the nemesis: 10,000 seeds in both modes (ARGS="--minutes 30"
 kill-test: setup ## kill -9 a hundred times in a federation of real processes: 6 minutes (ARGS="--seed 2")
 	@PYTHONPATH=. $(BIN)/python scripts/kill_test.py $(ARGS)
 
+litert-models: setup ## build the trainable files that pilots ship, again
+	@PYTHONPATH=. $(BIN)/python scripts/litert_models.py $(ARGS)
+
+litert-mutants: setup setup-tflite ## 500 damaged files of each shipped model on both runtimes: 4 minutes
+	@rm -rf $(MUTANTS)
+	@PYTHONPATH=. $(BIN)/python scripts/litert_mutants.py make $(MUTANTS) $(ARGS)
+	@for python in $(BIN)/python $(TFLITE)/bin/python; do \
+		test ! -x $$python || PYTHONPATH=. $$python scripts/litert_mutants.py run $(MUTANTS) || exit 1; \
+	done
+
 fuzz: setup ## look for bytes that break a decoder, each target in turn (ARGS=-max_total_time=60)
 	@$(PIP) --editable '.[fuzz]'
 	@for target in symbols payload bundle description; do \
@@ -122,5 +165,5 @@ docs: setup ## draw what is drawn from code: the machines, the wire's test vecto
 	@PYTHONPATH=. $(BIN)/python tests/wire/make_vectors.py
 
 clean: ## remove all that was made here: .venv, caches, builds
-	@rm -rf .venv .venv-numpy1 .venv-torch .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* build dist *.egg-info
+	@rm -rf .venv .venv-numpy1 .venv-tflite .venv-torch .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

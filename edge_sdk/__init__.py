@@ -34,11 +34,14 @@ if TYPE_CHECKING:
     from edge_sdk.example_store import ExampleStore, ExampleStoreError
     from edge_sdk.examples import ExampleError, ExampleStats, Split
     from edge_sdk.fine_tuning import FineTuned, FineTuningError
+    from edge_sdk.litert_errors import ArtefactRejectedError, LiteRTError
+    from edge_sdk.litert_trainer import LiteRTTrainer
     from edge_sdk.numpy_trainer import NumpyTrainer
     from edge_sdk.release_check import ReleaseCheck, Veto, no_worse_than
     from edge_sdk.torch_trainer import TorchTrainer, manifest_of
 
 __all__ = [
+    "ArtefactRejectedError",
     "CallableTrainer",
     "Conditions",
     "ConsentError",
@@ -57,6 +60,8 @@ __all__ = [
     "FineTuningError",
     "FreshTrainer",
     "JournalError",
+    "LiteRTError",
+    "LiteRTTrainer",
     "Model",
     "NoModelYetError",
     "NumpyTrainer",
@@ -81,6 +86,7 @@ __all__ = [
 
 # By the module that has them.
 _LATER = {
+    "ArtefactRejectedError": "litert_errors",
     "CallableTrainer": "callable_trainer",
     "DeviceDriver": "driver",
     "ExampleError": "examples",
@@ -90,6 +96,8 @@ _LATER = {
     "FineTuned": "fine_tuning",
     "FineTuningError": "fine_tuning",
     "FreshTrainer": "callable_trainer",
+    "LiteRTError": "litert_errors",
+    "LiteRTTrainer": "litert_trainer",
     "NumpyTrainer": "numpy_trainer",
     "ReleaseCheck": "release_check",
     "Split": "examples",

@@ -28,6 +28,7 @@ _FILE: Final = "datasets/data/digits.csv.gz"
 _GREY_MAX: Final = 16.0
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+Side = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 @functools.cache
@@ -48,6 +49,21 @@ def _shares(how: str, count: int) -> list[NDArray[np.int64]]:
     return [train[rows] for rows in partition(how, y[train], block_of[train], count, SPLIT_SEED)]
 
 
+def share(device: DeviceInfo) -> tuple[Side, Side]:
+    """A device's own images and labels, and the eighth of them that is held out."""
+    x, y, _block = _read()
+    rows = _shares(device.partition, device.count)[device.index]
+    held = np.arange(len(rows)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
+    return (x[rows[~held]], y[rows[~held]]), (x[rows[held]], y[rows[held]])
+
+
+def test_set() -> Side:
+    """Every fifth image, which no device has."""
+    x, y, _block = _read()
+    test = np.arange(len(y)) % TEST_EVERY == 0
+    return x[test], y[test]
+
+
 class Digits:
     """The task: a perceptron of 64-200-10."""
 
@@ -57,21 +73,13 @@ class Digits:
 
     def trainer(self, device: DeviceInfo) -> NumpyTrainer:
         """The device's own share, an eighth of it held out."""
-        x, y, _block = _read()
-        rows = _shares(device.partition, device.count)[device.index]
-        held = np.arange(len(rows)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
-        return NumpyTrainer(
-            x[rows[~held]],
-            y[rows[~held]],
-            holdout=(x[rows[held]], y[rows[held]]),
-            seed=device.seed,
-        )
+        train, held = share(device)
+        return NumpyTrainer(*train, holdout=held, seed=device.seed)
 
     def test(self) -> NumpyTrainer:
         """Every fifth image, which no device has."""
-        x, y, _block = _read()
-        test = np.arange(len(y)) % TEST_EVERY == 0
-        return NumpyTrainer(x[test], y[test], holdout=(x[test], y[test]))
+        test = test_set()
+        return NumpyTrainer(*test, holdout=test)
 
 
 task = Digits()

@@ -13,6 +13,7 @@ import msgspec
 
 from potluck import bench_aggregate
 from potluck.bench_footprint import add_footprint
+from potluck.bench_litert import add_litert
 from potluck.bench_round import add_round
 from potluck.output import add_json, print_json
 from wire import PotluckError
@@ -74,6 +75,7 @@ def add_commands(commands: Any) -> None:
     bench_aggregate.add_command(bench)
     add_round(bench)
     add_footprint(bench)
+    add_litert(bench)
 
 
 def _count(text: str) -> int:

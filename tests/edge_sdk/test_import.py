@@ -12,7 +12,16 @@ import edge_sdk
 
 SECONDS_MAX = 0.12  # of the processor, which others who use this machine change little
 BYTES_MAX = 20 * 2**20
-EXTRAS = ("rich", "jinja2", "iotcore", "sklearn", "torch", "tensorflow", "ai_edge_litert")
+EXTRAS = (
+    "rich",
+    "jinja2",
+    "iotcore",
+    "sklearn",
+    "torch",
+    "tensorflow",
+    "ai_edge_litert",
+    "tflite_runtime",
+)
 LATER = ("sqlite3", "cryptography", "tomllib", "paho", "ssl")
 
 NAMED_LATER = (
