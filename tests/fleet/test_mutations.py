@@ -27,6 +27,7 @@ from edge_sdk.driver import DeviceDriver
 from edge_sdk.journal import MemoryJournal
 from edge_sdk.policy import judge
 from edge_sdk.signals import NOTHING, LinkUp, Spent, Trained, VetoedRelease
+from fleet.device_disk import DeviceDisk
 from fleet.nemesis import Mode, try_seed
 from quantization import Accumulator, Portion
 from wire import Persist, Publish, Rule, WakeAt, Woke, chunks, identity
@@ -439,10 +440,10 @@ def vetoed_version_used_all_the_same(patch: Patch) -> None:
 
 
 def veto_said_and_not_kept(patch: Patch) -> None:
-    def wrong(_self: MemoryJournal, _vetoed: Any) -> None:
+    def wrong(_self: DeviceDisk, _vetoed: Any) -> None:
         return
 
-    patch.setattr(MemoryJournal, "veto", wrong)
+    patch.setattr(DeviceDisk, "veto", wrong)
 
 
 def veto_said_once(patch: Patch) -> None:
