@@ -43,7 +43,7 @@ def test_a_layers_gradient_is_what_the_loss_does(layers: str, data: st.DataObjec
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", sorted(LAYERS))
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(data=st.data(), seed=st.integers(0, 999))
 def test_a_layers_gradient_holds_for_many_shapes(
     layers: str, data: st.DataObject, seed: int

@@ -76,17 +76,14 @@ def test_another_seed_is_another_model_in_the_same_file() -> None:
 
 
 @pytest.mark.live
-def test_100k_parameters_take_under_a_second_without_tensorflow() -> None:
+def test_100k_parameters_are_written_where_no_tensorflow_can_be_loaded() -> None:
+    # How long it takes is a figure of `potluck bench litert`.
     program = (
         "import sys; sys.modules.update(tensorflow=None, tf_keras=None, keras=None, torch=None)\n"
-        "import time; begin = time.process_time()"
         + CNN
-        + "print(sum(a.size for a in model.manifest().tensors.values()),"
-        "time.process_time() - begin)"
+        + "print(sum(a.size for a in model.manifest().tensors.values()))"
     )
-    parameters, seconds = python(program).split()
-    assert int(parameters) > 100_000
-    assert float(seconds) <= 1.0
+    assert int(python(program)) > 100_000
 
 
 def test_a_file_has_the_six_signatures_and_no_first_values() -> None:
