@@ -292,7 +292,7 @@ class Running:
         self.gatekeeper.opted_out = out
         if out != was_out:
             self._judge()
-            self.observe(Report("opted_out" if out else "opted_in"))
+            self.observe(Report("opted_out") if out else Report("opted_in"))
         self._mind_link()
         if self._heard.leaving and self._leave_until_s == math.inf:
             self._leave_until_s = time.monotonic() + LEAVE_S
