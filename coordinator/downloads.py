@@ -11,7 +11,7 @@ wait for it.
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from coordinator.models import Download, Models
@@ -234,7 +234,7 @@ class Downloads:
         if bundle.digest[:16] != wanted.transfer_id:
             # Deltas that the offer was made of are not kept any more.
             offer = self._offer(bundle, wanted.chunk_bytes)
-            wanted = _Wanted(wanted.have_version, wanted.chunk_bytes, offer.transfer_id, b"")
+            wanted = replace(wanted, transfer_id=offer.transfer_id, received=b"")
             self._publish(offer, device)
         count = chunk_count(len(bundle.payload), wanted.chunk_bytes)
         left = _within(wanted, missing(wanted.received, count), len(bundle.payload))

@@ -116,6 +116,7 @@ def assemble(
             observe=kit.observe,
             means=running.gatekeeper.means,
             parts=PartFiles(kit.models / _PARTS),
+            may_send=running.gatekeeper.may_send,
         )
 
     if manifest is not None:

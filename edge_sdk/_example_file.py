@@ -6,7 +6,10 @@ threshold it is held out. `run` and `lived_s` say when it came by the clock of `
 the run of a process, which `runs` places in time.
 
 - What is deleted is overwritten with zeros (`secure_delete`). The log still has it, until the log
-  is written back and cut to nothing: `scrub`.
+  is written back and cut to nothing: `scrub`. So do pages from which SQLite has moved rows to their
+  neighbours, as it does when others are deleted: such a page keeps a copy in its unused room, until
+  it is free itself. Where rows go one after the other from the oldest on it soon is; after any
+  other delete, `rewrite`.
 - Free pages are given back to the file system (`auto_vacuum` by increments), and the file cannot
   pass `bytes_max`: SQLite itself refuses (`max_page_count`).
 - `synchronous` is NORMAL: a commit waits for no disk. What a process has committed survives its
@@ -41,6 +44,19 @@ CREATE TABLE examples (
     id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL, lived_s REAL NOT NULL,
     at_s REAL NOT NULL, mark INTEGER NOT NULL, data BLOB NOT NULL
 ) STRICT;
+"""
+_REWRITE: Final = """
+CREATE TABLE rewritten (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL, lived_s REAL NOT NULL,
+    at_s REAL NOT NULL, mark INTEGER NOT NULL, data BLOB NOT NULL
+) STRICT;
+INSERT INTO rewritten SELECT * FROM examples ORDER BY id;
+UPDATE sqlite_sequence SET seq = (SELECT seq FROM sqlite_sequence WHERE name = 'examples')
+    WHERE name = 'rewritten';
+INSERT INTO sqlite_sequence SELECT 'rewritten', seq FROM sqlite_sequence WHERE name = 'examples'
+    AND NOT EXISTS (SELECT 1 FROM rewritten);
+DROP TABLE examples;
+ALTER TABLE rewritten RENAME TO examples;
 """
 
 
@@ -117,6 +133,7 @@ class ExampleFile:
         self._looked_s = running()
         self._run = 0
         self._freed = False
+        self._moved = False
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._db = sqlite3.connect(
@@ -250,6 +267,7 @@ class ExampleFile:
                 some = self._delete_some(f"WHERE {which}", values, self.batch)
             deleted += some
         self._freed = self._freed or deleted > 0
+        self._moved = self._moved or deleted > 0
         return deleted
 
     def expire(self) -> int:
@@ -295,6 +313,24 @@ class ExampleFile:
         self._put(believed_s=kept_s, doubted_s=found.doubted_s)
         return now_s
 
+    def rewrite(self) -> None:
+        """Copy what is left to new pages, if some was deleted; the old are free then, and zeroed.
+
+        Takes as much room as the file has, and twice that in the log, until the next `scrub`.
+        """
+        if not self._moved:
+            return
+        pages_max = self._pages_max + self._pragma("page_count")
+        self._db.execute(f"PRAGMA max_page_count={pages_max}").fetchall()
+        try:
+            with self._transaction() as db:
+                for statement in filter(str.strip, _REWRITE.split(";\n")):
+                    db.execute(statement)
+            self._moved = False
+        finally:
+            self._freed = True
+            self._db.execute(f"PRAGMA max_page_count={self._pages_max}").fetchall()
+
     def scrub(self) -> bool:
         """Give free pages back, and cut the log to nothing.
 
@@ -302,6 +338,7 @@ class ExampleFile:
             Whether it could be: another process may be reading.
         """
         self._db.executescript("PRAGMA incremental_vacuum")  # the one call that steps to its end
+        self._db.execute(f"PRAGMA max_page_count={self._pages_max}").fetchall()  # see `rewrite`
         busy, _log, _written = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._freed = bool(busy)
         return not busy

@@ -25,6 +25,7 @@ from edge_sdk.energy import Energy
 from edge_sdk.fine_tuning import FineTuned, FineTuneWork, FineTuningError, blame_gate
 from edge_sdk.journal import SqliteJournal
 from edge_sdk.policy import Conditions, Policy
+from edge_sdk.reasons import Reason
 from edge_sdk.release_check import CheckWork
 from edge_sdk.signals import GateClosed, GateOpened, Spent, TrainingFailed
 from edge_sdk.work import TrainingWork, Work, WorkDone, gave_up, round_of
@@ -105,6 +106,7 @@ class Running:
         self._refused: list[Work] = []
         self.tunings: deque[FineTuneWork] = deque()
         self._tuning: FineTuneWork | None = None
+        self._working: Job | None = None
         self._behind: Work | None = None
         self.gatekeeper = Gatekeeper(
             policy=policy,
@@ -151,7 +153,7 @@ class Running:
         if self._down_said:
             self._down_said = ""
             self._from_link(lambda r: r.observe(Report("broker_up")))
-        self._from_link(lambda r: r.driver.on_link_up(packet_bytes_max, time.monotonic()))
+        self._from_link(lambda r: r.is_up(packet_bytes_max))
 
     def link_down(self, reason: str) -> None:
         """The link is down, or does not come up."""
@@ -162,6 +164,15 @@ class Running:
         self._from_link(lambda r: r.driver.on_link_down(time.monotonic()))
 
     # -- the device's thread -----------------------------------------------------------------
+
+    def is_up(self, packet_bytes_max: int) -> None:
+        """The link has come up: whoever leaves says so first, and nothing else if it is silent."""
+        if not self._connected:
+            return  # it was hung up since
+        if self._leave_at_s is not None:
+            self.leave()
+        if not self._is_silent:
+            self.driver.on_link_up(packet_bytes_max, time.monotonic())
 
     def publish(self, topic: str, payload: bytes) -> None:
         """Send."""
@@ -176,12 +187,21 @@ class Running:
         if self._tuning is not None:
             self._behind = work
             return
-        if self.training.busy:
+        if self._is_working:
             # A trainer that does not look at `stop`: never two at once on one trainer.
             self._refused.append(work)
             return
+        self._start(work)
+
+    @property
+    def _is_working(self) -> bool:
+        """Whether something is trained, or was and its end is not heard yet."""
+        return self.training.busy or self._working is not None
+
+    def _start(self, job: Job) -> None:
+        self._working = job
         self.gatekeeper.work_begins(time.monotonic())
-        self.training.start(work)
+        self.training.start(job)
 
     def fine_tune(self, work: FineTuneWork) -> None:
         """From any thread: train the personal part when nothing else is trained."""
@@ -189,30 +209,33 @@ class Running:
 
     def _tune(self) -> None:
         """Begin to fine-tune, if somebody asked for it and the thread is free."""
-        if not self.tunings or self.training.busy:
-            return
-        work = self._tuning = self.tunings.popleft()
-        if not work.anyway and isinstance(self.gatekeeper.allowed, GateClosed):
-            self._tuned(work, FineTuningError(self.gatekeeper.allowed.reason))
-            return
-        self.gatekeeper.work_begins(time.monotonic())
-        self.training.start(work)
+        while self.tunings and self.training.hung:
+            self.tunings.popleft().end(FineTuningError(Reason.TRAINER_HUNG))
+        while self.tunings and not self._is_working:
+            work = self.tunings.popleft()
+            if not work.anyway and isinstance(self.gatekeeper.allowed, GateClosed):
+                work.end(FineTuningError(self.gatekeeper.allowed.reason))
+            else:
+                self._tuning = work
+                self._start(work)
 
     def _tuned(self, work: FineTuneWork, result: FineTuned | FineTuningError) -> None:
         """It is over: keep what it made, and begin what waited behind it."""
         took = self.gatekeeper.work_ends(time.monotonic(), trained=False, finished=False)
         self._say_cost(took)
         self._tuning = None
-        if work.new_personal:
-            self.driver.personalise(work.new_personal)
-        work.end(blame_gate(result, work, self.gatekeeper.allowed))
+        if not work.done.is_set():  # else it hung, and the app has been told so
+            if work.new_personal:
+                self.driver.personalise(work.new_personal)
+            work.end(blame_gate(result, work, self.gatekeeper.allowed))
         behind, self._behind = self._behind, None
         if behind is not None and not behind.stopped:
-            self.training.join(_WAIT_S_MAX)  # it has nothing left to do
             self.start_work(behind)
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """The training thread has come to its end, told to stop or not."""
+        self.training.join(_WAIT_S_MAX)  # it has nothing left to do, and others may begin at once
+        self._working = None
         if isinstance(job, FineTuneWork):
             self._tuned(job, cast("FineTuned | FineTuningError", outcome))
         else:
@@ -237,9 +260,17 @@ class Running:
 
     def begin(self) -> None:
         """Connect, unless the owner has opted out or the day's bytes are spent."""
+        out = self.gatekeeper.opted_out = self._heard.opted_out
         self._judge()
+        if out:
+            self.observe(Report("opted_out"))
         self._begun = True
         self._heed()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over, and does nothing that it is asked; from any thread."""
+        return self._closing.is_set()
 
     @property
     def has_left(self) -> bool:
@@ -259,13 +290,10 @@ class Running:
         """Hang up or connect, as the owner wants it."""
         was_out, out = self.gatekeeper.opted_out, self._heard.opted_out
         self.gatekeeper.opted_out = out
-        if out and not was_out:
+        if out != was_out:
             self._judge()
-            self.observe(Report("opted_out"))
+            self.observe(Report("opted_out") if out else Report("opted_in"))
         self._mind_link()
-        if was_out and not out:
-            self._judge()
-            self.observe(Report("opted_in"))
         if self._heard.leaving and self._leave_until_s == math.inf:
             self._leave_until_s = time.monotonic() + LEAVE_S
             self.leave()
@@ -276,10 +304,14 @@ class Running:
         Unless the owner takes the device out: that is said whatever it costs.
         """
         leaves = self._heard.leaving or self._leave_at_s is not None
-        if (self._heard.opted_out or self.gatekeeper.hangs_up) and not leaves:
+        if self._is_silent and not leaves:
             self._hang_up()
         else:
             self._connect()
+
+    @property
+    def _is_silent(self) -> bool:
+        return self._heard.opted_out or self.gatekeeper.hangs_up
 
     def _connect(self) -> None:
         if not self._connected:
@@ -365,6 +397,8 @@ class Running:
             self.observe(Report("trainer_back", about))
             return
         self.observe(Report("trainer_hung", about))
+        if self._tuning is not None:
+            self._tuning.end(FineTuningError(Reason.TRAINER_HUNG))
         if number:
             self.driver.trainer_hung(number)
 

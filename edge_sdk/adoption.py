@@ -86,26 +86,34 @@ class Adoption:
         *,
         gate_is_open: bool,
         is_working: bool,
-        models: Callable[[int], tuple[Model, Model]],
+        models: Callable[[int], tuple[Model, Model] | None],
         now_s: float,
-    ) -> None:
+    ) -> Adopt | None:
         """Begin a check if there is one to do and time for it; stop one that the gate forbids.
 
         `models` makes candidate and current of the candidate's version.
+
+        Returns:
+            The release, if it was damaged while it waited: it has to be fetched again.
         """
         may = gate_is_open or self._at_once
         if self._running is not None:
             if not may:
                 self._end_check()
-            return
+            return None
         if self.wanted is None or not self.is_here or self._check is None:
-            return
+            return None
         if not may or is_working or RELEASE_CHECK in self._timers:
-            return
-        candidate, current = models(self.wanted.version)
+            return None
+        found = models(self.wanted.version)
+        if found is None:
+            self.is_here = False
+            return self.wanted
+        candidate, current = found
         self._running = CheckWork(self.wanted, self._check, candidate, current, self._make_trainer)
         self._timers[RELEASE_CHECK] = now_s + CHECK_S_MAX
         self._start_work(self._running)
+        return None
 
     def check_done(self, work: Work, event: WorkDone, now_s: float) -> Adopt | Vetoed | None:
         """A check is over: what is to be done about the release, if anything."""

@@ -1,7 +1,8 @@
 """What the owner says after enrolling: no more, yes again, out for good. It is in the journal.
 
 1. `opt_out` and `opt_in` are one line in the journal, which any process may write beside a device
-   that runs; the device looks every second. A reboot changes nothing.
+   that runs; the device looks with its rules, every five seconds and more often while it has
+   something to do. A reboot changes nothing.
 2. A device that hears of an opt-out withdraws its check-in with the reason `opted_out`, gives up
    what is not sealed, and hangs up. From then on nothing is sent, a sealed update neither: it stays
    in the journal, is offered again after an opt-in, and is then decided as any late one. The app
@@ -22,6 +23,7 @@ from wire.lock import LOCK_FILE, AlreadyRunningError, InstanceLock
 from wire.messages import Leave, Revoked
 
 MODELS_DIR: Final = "models"
+# However often the loop turns.
 LOOK_EVERY_S: Final = 1.0
 LEAVE_EVERY_S: Final = 2.0
 # How long a device that runs may take to end, beyond what it waits for its coordinator.

@@ -118,7 +118,8 @@ class DescribedDriver:
     @property
     def has_more_to_send(self) -> bool:
         """Whether `send_more` is to be called when the broker has taken something."""
-        return self.driver is not None and self.driver.has_more_to_send
+        driver = self.driver  # the link's thread asks, and another may take over meanwhile
+        return driver is not None and driver.has_more_to_send
 
     def send_more(self, now_s: float) -> None:
         """Publish chunks of the sealed update while the link can use them."""

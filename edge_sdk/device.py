@@ -178,8 +178,6 @@ class Device:
             DeviceError: not enrolled, or started already.
             AlreadyRunningError: another process runs this state directory.
         """
-        if self.running:
-            raise DeviceError("the device is running already")
         running = self._begin()
         self._thread = threading.Thread(
             target=self._run, args=(running,), name="potluck-device", daemon=True
@@ -264,7 +262,7 @@ class Device:
                 plan, manifest, self.model, running.driver.make_trainer, anyway, stop
             )
             running.fine_tune(work)
-            while not work.done.wait(_LOOK_EVERY_S) and self.running:
+            while not work.done.wait(_LOOK_EVERY_S) and not running.closed:
                 pass
             result = work.result or fine_tuning.FineTuningError("stopped")
         else:
@@ -382,11 +380,13 @@ class Device:
         return Model(version if shared else 0, read_only(tensors), path, manifest.artefact)
 
     def _begin(self) -> "Running":
-        running = self._prepare()
+        if self.running:
+            raise DeviceError("the device is running already")
+        # First of all: a `stop` that comes from now on, by a signal say, is not forgotten.
         self._stopping.clear()
         self._revoked.clear()
         self.error = None
-        return running
+        return self._prepare()
 
     def _descriptions(self) -> "FileDescriptions":
         # Only a device without a model of its own needs this, and what `_assemble` loads late.

@@ -7,6 +7,7 @@ published is signed, what is persisted is on disk before the next effect runs, a
 network sends is handled or counted and never raises.
 """
 
+import dataclasses
 import functools
 from collections import Counter, deque
 from collections.abc import Callable
@@ -398,12 +399,14 @@ class DeviceDriver:
                 self._execute(effect, now_s)
             self.send_more(now_s)
             self._events.popleft()
-        self._adoption.next_check(
+        lost = self._adoption.next_check(
             gate_is_open=self.session.gate is not None,
             is_working=self._work is not None,
-            models=lambda version: (self._model(version), self.released),
+            models=self._candidate,
             now_s=now_s,
         )
+        if lost is not None:
+            self._fetch(lost.version, lost.digest, now_s)
 
     def _execute(self, effect: Effect, now_s: float) -> None:
         match effect:
@@ -499,6 +502,11 @@ class DeviceDriver:
         path = self._shelf.path(version)
         return Model(version, read_only(tensors), path, self.manifest.artefact)
 
+    def _candidate(self, version: int) -> tuple[Model, Model] | None:
+        """A version and the one that the app uses, None when the first is damaged."""
+        here = self._load(version) is not None
+        return (self._model(version), self.released) if here else None
+
     def _holds(self, version: int, digest: bytes) -> bool:
         tensors = self._load(version)
         return tensors is not None and digest_of(self.schema, tensors) == digest
@@ -563,6 +571,9 @@ class DeviceDriver:
             self._fetch(effect.version, effect.digest, now_s)
 
     def _use(self, effect: Adopt, now_s: float) -> None:
+        if self._load(effect.version) is None:
+            self._adopt(effect, now_s)  # its file was damaged while it was checked
+            return
         self._journal.note_released(effect.version)
         self.released = self._model(effect.version)
         self._retain()
@@ -584,8 +595,11 @@ class DeviceDriver:
 
     def personalise(self, tensors: Tensors) -> None:
         """Keep a personal part that was trained beside the rounds; the app sees it at once."""
-        self._shelf.save_personal({**self._shelf.personal(), **tensors})
-        self.released = self._model(self.released.version)
+        personal = {**self._shelf.personal(), **tensors}
+        self._shelf.save_personal(personal)
+        # Not from its file, which may be damaged by now: the app has what was in it.
+        seen = read_only({**self.released.tensors, **personal})
+        self.released = dataclasses.replace(self.released, tensors=seen)
 
     # -- work --------------------------------------------------------------------------------
 

@@ -308,6 +308,7 @@ class ExampleStore:
                     for start in range(0, len(numbers), _IDS_AT_ONCE)
                 ]
             deleted = sum(file.delete(which + some, tuple(said.values())) for some in lists)
+            file.rewrite()
             self._scrub()
             return deleted
 

@@ -215,11 +215,17 @@ def _read(path: Path) -> Tensors:
 
 def _write(path: Path, tensors: Tensors, *, aligned: bool = False) -> None:
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        npz.write(file, tensors, aligned=aligned)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            npz.write(file, tensors, aligned=aligned)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        # A disk that is full is not to stay so for half a model.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     if os.name == "posix":
         # The name is in the directory, which has to reach the disk too.
         descriptor = os.open(path.parent, os.O_RDONLY)

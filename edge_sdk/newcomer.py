@@ -58,6 +58,8 @@ _PAUSE_S_MAX: Final = 21_600.0
 _DOUBLINGS_MAX: Final = 10
 # The day's bytes do not grow; there may be more of them tomorrow.
 _BUDGET_PAUSE_S: Final = 1_800.0
+# Of MQTT 5 around topic and payload, both ways: header, lengths, packet id, and the PUBACK.
+_PACKET_BYTES: Final = 16
 # A request and its offer, and the packets around them.
 _ASKING_BYTES: Final = 1_024
 
@@ -76,6 +78,8 @@ class Newcomer:
         observe: told every `Report`.
         means: what is left of the day's budgets.
         parts: where the transfer is put together; None is memory, and a reboot loses it.
+        may_send: whether the day's bytes do for a packet of so many bytes, as of now: `means` are
+            those of the last look.
 
     Attributes:
         found: digest and manifest, once they are here.
@@ -96,6 +100,7 @@ class Newcomer:
         observe: Callable[[Report], None],
         means: Callable[[], Means] = Means,
         parts: PartStore | None = None,
+        may_send: Callable[[int, bool], bool] = lambda _bytes, _last_word: True,
     ) -> None:
         kept = journal.begin_boot()
         self.found: tuple[bytes, Manifest] | None = None
@@ -110,6 +115,7 @@ class Newcomer:
         self._publish_bytes = publish
         self._observe = observe
         self._means = means
+        self._may_send = may_send
         self._up = Address(enrolment.federation, enrolment.device, "up")
         self._down = Address(enrolment.federation, enrolment.device, "down")
         self._chunk_bytes = 0
@@ -213,10 +219,13 @@ class Newcomer:
             self._say(Report("description_waits", Reason.BYTES_TOO_FEW))
             self._ask_at_s = now_s + _BUDGET_PAUSE_S
             return
-        self._say(Report("description_wanted", self._download.digest.hex()[:16]))
         # A chunk is spent as a whole: no larger than what is left of the day.
         chunk_bytes_max = min(self._chunk_bytes, max(most, limits.CHUNK_BYTES_MIN))
-        self._send(self._download.request(chunk_bytes_max, most))
+        if not self._send(self._download.request(chunk_bytes_max, most)):
+            self._say(Report("description_waits", Reason.BYTES_TOO_FEW))
+            self._ask_at_s = now_s + _BUDGET_PAUSE_S
+            return
+        self._say(Report("description_wanted", self._download.digest.hex()[:16]))
         self._expects_offer = True
         patience_s = min(ANSWER_S_MIN * 2.0 ** min(self._tries, _DOUBLINGS_MAX), ANSWER_S_MAX)
         self._tries += 1
@@ -305,8 +314,14 @@ class Newcomer:
 
     # -- speaking ----------------------------------------------------------------------------
 
-    def _send(self, message: Message) -> None:
-        self._publish_bytes(self._up.topic, self._sealed(message))
+    def _send(self, message: Message) -> bool:
+        """Sign and send, if the owner's bytes do; `leave` is said whatever it costs."""
+        frame, topic = self._sealed(message), self._up.topic
+        size = len(frame) + len(topic) + _PACKET_BYTES
+        if not (isinstance(message, Leave) or self._may_send(size, False)):  # noqa: FBT003 - a callback
+            return False
+        self._publish_bytes(topic, frame)
+        return True
 
     def _sealed(self, message: Message) -> bytes:
         return frames.seal(message, self._up, self._signer)

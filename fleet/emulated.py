@@ -176,6 +176,7 @@ class EmulatedDevice(Generic[LinkT]):
             publish=self._publish,
             observe=self._observe,
             means=lambda: self.means(),  # noqa: PLW0108 - a fleet sets it later
+            may_send=lambda size, last_word: self.may_send(size, last_word),  # noqa: PLW0108 - as above
         )
 
     def _make_driver(self, manifest: Manifest, description_digest: bytes = b"") -> DeviceDriver:

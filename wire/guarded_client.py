@@ -1,6 +1,7 @@
 """paho's client, as a link needs it: it sleeps, it guards its memory, it says what went wrong."""
 
 import ssl
+import threading
 from socket import socket as Socket  # noqa: N812 - a class
 from typing import Any
 
@@ -44,6 +45,16 @@ class GuardedClient(Client):
         """As paho's; whoever publishes or disconnects still wakes it at once."""
         return super().loop_forever(timeout, retry_first_connection)
 
+    def loop_stop(self) -> MQTTErrorCode:
+        """As paho's, whose thread may end between the look at it and the wait for it."""
+        thread = self._thread
+        if thread is None:
+            return MQTTErrorCode.MQTT_ERR_INVAL
+        self._thread_terminate = True
+        if thread is not threading.current_thread():
+            thread.join()
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
     def reconnect(self) -> MQTTErrorCode:
         """Connect; what went wrong is kept for `on_connect_fail`."""
         try:
@@ -51,6 +62,9 @@ class GuardedClient(Client):
         except OSError as error:
             self.failure = error
             raise
+        except ValueError as error:  # a name that no resolver or certificate can have
+            self.failure = OSError(str(error))
+            raise self.failure from error
 
     def _ssl_wrap_socket(self, tcp_sock: Socket) -> ssl.SSLSocket:
         context: Any = self._ssl_context

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from socket import IPPROTO_TCP, TCP_NODELAY, gaierror
 from socket import socket as Socket  # noqa: N812 - the class, beside the method of that name
-from threading import Lock, Thread
+from threading import Lock, RLock, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,7 +44,6 @@ KEEPALIVE_S = 60
 _UNSUPPORTED_VERSION = 132  # MQTT 5 reason code, which paho also gives for 3.1.1's code 1
 _PUBACK_BYTES = 4
 _HANG_UPS_MAX = 2
-_LABEL_CHARS_MAX = 63
 
 
 class BrokerAddressError(PotluckError):
@@ -76,14 +75,15 @@ class BrokerAddress:
         except ValueError as error:
             raise BrokerAddressError(f"broker URL {url!r}: {error}") from error
         host = parts.hostname or ""
-        long_label = any(len(label) > _LABEL_CHARS_MAX for label in host.split("."))
         plain = (parts.path.strip("/"), parts.query, parts.fragment, parts.username, parts.password)
         if parts.scheme not in ("mqtt", "mqtts") or not host or any(plain) or port == 0:
             raise BrokerAddressError(
                 f"broker URL {url!r}: write mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
             )
-        if long_label:
-            raise BrokerAddressError(f"broker URL {url!r}: no name of a host is that long")
+        try:
+            host.encode("idna")
+        except UnicodeError as error:
+            raise BrokerAddressError(f"broker URL {url!r}: no host has such a name") from error
         tls = parts.scheme == "mqtts"
         return cls(host, port or (8883 if tls else 1883), tls)
 
@@ -200,6 +200,8 @@ class MqttLink:
         self._subscribing: set[int] = set()
         self._threaded = False
         self._stopped = False
+        # `start`, `stop` and the thread that changes the protocol's version: one after the other.
+        self._switching = RLock()
         self._client = self._make_client()
 
     # -- making the client -------------------------------------------------------------------
@@ -263,25 +265,28 @@ class MqttLink:
 
         A link that was stopped may be started again.
         """
-        if self._stopped:
-            self._client = self._make_client()  # paho's, started twice, loses its sockets
-        self._threaded, self._stopped = True, False
-        self._client.connect_async(
-            self._address.host,
-            self._address.port,
-            keepalive=self._keepalive_s,
-            clean_start=True if self._mqtt5 else MQTT_CLEAN_START_FIRST_ONLY,
-            properties=self._connect_properties(),
-        )
-        self._client.loop_start()
+        with self._switching:
+            if self._stopped:
+                self._client = self._make_client()  # paho's, started twice, loses its sockets
+            self._threaded, self._stopped = True, False
+            self._client.connect_async(
+                self._address.host,
+                self._address.port,
+                keepalive=self._keepalive_s,
+                clean_start=True if self._mqtt5 else MQTT_CLEAN_START_FIRST_ONLY,
+                properties=self._connect_properties(),
+            )
+            self._client.loop_start()
 
     def stop(self) -> None:
         """Disconnect in good order and end the thread."""
         self._stopped = True
-        self._client.disconnect()
-        if self._threaded:
-            self._client.loop_stop()
-        self.up = False
+        with self._switching:
+            self._stopped = True  # also if another thread has just begun anew
+            self._client.disconnect()
+            if self._threaded:
+                self._client.loop_stop()
+            self.up = False
 
     def connect(self) -> None:
         """Connect without a thread; whoever calls runs `read`, `write` and `misc`.
@@ -290,7 +295,7 @@ class MqttLink:
             OSError: nobody listens there.
         """
         if self._rebuilding:
-            self._rebuild()
+            self._rebuild(self._client)
         self._client.connect(
             self._address.host,
             self._address.port,
@@ -442,19 +447,25 @@ class MqttLink:
         self._rebuilding = True
         if self._threaded:
             # Not on paho's own thread, which has to end first.
-            Thread(target=self._rebuild, name="potluck-link", daemon=True).start()
+            rebuild = Thread(
+                target=self._rebuild, args=(self._client,), name="potluck-link", daemon=True
+            )
+            rebuild.start()
 
-    def _rebuild(self) -> None:
-        old = self._client
-        if self._threaded:
-            old.disconnect()
-            old.loop_stop()
-        self._protocol = MQTTProtocolVersion.MQTTv311 if self._mqtt5 else MQTTProtocolVersion.MQTTv5
-        self._closed_early = 0
-        self._client = self._make_client()
-        self._rebuilding = False
-        if self._threaded and not self._stopped:
-            self.start()
+    def _rebuild(self, old: Client) -> None:
+        with self._switching:
+            self._rebuilding = False
+            if self._stopped or self._client is not old:
+                return  # stopped meanwhile, and perhaps started again: with a client of its own
+            if self._threaded:
+                old.disconnect()
+                old.loop_stop()
+            other = MQTTProtocolVersion.MQTTv311 if self._mqtt5 else MQTTProtocolVersion.MQTTv5
+            self._protocol = other
+            self._closed_early = 0
+            self._client = self._make_client()
+            if self._threaded and not self._stopped:
+                self.start()
 
     def _drop_what_waits(self, client: Client) -> None:
         """Forget what was under way: machines send it again, and only what is missing.

@@ -182,6 +182,8 @@ def _view(data: mmap.mmap, member: zipfile.ZipInfo, name: str) -> NDArray[Any] |
         raise NpzError(f"{name}: {end - at} bytes for {list(shape)} of {dtype}")
     if at % dtype.alignment:
         return None
+    if not dtype.itemsize:
+        return None  # nothing lies there
     flat = np.frombuffer(data, dtype, items, at) if items else np.empty(0, dtype)
     try:
         array = flat.reshape(shape, order="F" if fortran else "C")

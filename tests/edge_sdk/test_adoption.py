@@ -29,7 +29,7 @@ from edge_sdk.work import Work, gave_up, round_of
 from fleet import StubCrypto
 from fleet.toy import ToyTask
 from wire import frames, tensors_digest
-from wire.messages import Available, Declined, Release, ReleaseVeto
+from wire.messages import Available, Declined, FetchRequest, Release, ReleaseVeto
 from wire.topics import Address, parse
 
 ADOPT = Adopt(7, bytes(32), "stable")
@@ -388,6 +388,42 @@ def test_a_version_found_unfit_after_its_file_was_lost_is_not_used_at_the_next_b
     device.work()
     device.boot()
     assert device.driver.released.version == 0
+
+
+def test_a_release_whose_file_is_damaged_before_or_during_its_check_is_fetched_again(
+    tmp_path: Path,
+) -> None:
+    device = RealDevice(tmp_path, lambda _candidate, _current: True)
+    file = tmp_path / "models" / "model-3.npz"
+
+    def fetches() -> int:
+        return sum(isinstance(m, FetchRequest) and m.want_version == 3 for m in device.sent)
+
+    device.driver.on_gate(GateClosed("battery_low"), 0.5)
+    device.release(3)
+    file.write_bytes(b"rot, while it waits for its check")
+    device.driver.on_gate(GateOpened(600.0), 1.0)
+    assert (device.works, fetches(), device.driver.released.version) == ([], 1, 0)
+    device.release(3)
+    file.write_bytes(b"rot, while the check runs")
+    device.work()
+    assert (fetches(), device.driver.released.version) == (2, 0)
+    device.release(3)
+    device.work()
+    assert device.driver.released.version == 3
+
+
+def test_a_personal_part_is_seen_beside_the_release_whatever_became_of_its_file(
+    tmp_path: Path,
+) -> None:
+    device = RealDevice(tmp_path)
+    device.release(3)
+    (tmp_path / "models" / "model-3.npz").unlink()
+    device.driver.personalise({"b1": np.full(6, 9.0, np.float32)})
+    seen = device.driver.released
+    assert (seen.version, float(seen.tensors["b1"][0])) == (3, 9.0)
+    np.testing.assert_array_equal(seen.tensors["w1"], device.tensors(3)["w1"])
+    assert not seen.tensors["b1"].flags.writeable
 
 
 @pytest.mark.slow

@@ -166,6 +166,30 @@ def test_a_device_that_waits_for_its_next_look_stops_at_once(federated: Federate
     assert time.monotonic() - began_s < GATE_EVERY_S / 2
 
 
+def test_a_stop_that_comes_while_a_device_is_made_is_not_forgotten(
+    federated: Federated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a signal, in the middle of anything."""
+    device = federated.device(1)
+    device.enroll(federated.tokens)
+    prepare = device._prepare
+
+    def interrupted() -> Any:
+        running = prepare()
+        device.stop()
+        return running
+
+    monkeypatch.setattr(device, "_prepare", interrupted)
+    device.run()
+    monkeypatch.undo()
+    device.start()  # and is forgotten then
+    assert device.running
+    with pytest.raises(DeviceError, match="running already"):
+        device.run()
+    assert device.running
+    device.stop()
+
+
 def test_conditions_that_raise_close_the_gate_and_nothing_else(federated: Federated) -> None:
     def broken() -> Conditions:
         raise OSError("no such sensor")

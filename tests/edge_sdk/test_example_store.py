@@ -378,6 +378,25 @@ def test_what_is_deleted_is_nowhere_in_the_files(
             assert there == kept
 
 
+def test_a_copy_that_sqlite_left_where_it_moved_a_row_from_goes_too(make: Make) -> None:
+    """SQLite balances pages as rows go, and zeroes what is deleted where it is by then."""
+    store = make(MARKERS, holdout=0.0)
+    number = 0
+    for count in (81, 52):
+        for _ in range(count):
+            store.add(marker(number), at=float(number))
+            number += 1
+        index = store.index()
+        doomed = np.random.default_rng(0).random(len(index.ids)) < 0.6
+        store.delete(ids=index.ids[doomed])
+    found = bytes_on_disk(store)
+    there = [n for n in range(number) if marker(n).tobytes().rstrip() in found]
+    assert there == sorted(store.index().at_s.astype(int).tolist())
+    store.delete(after=0.0)
+    store.add(marker(number))
+    assert store.index().ids.tolist() == [number + 1]  # a number is never given twice
+
+
 def test_cleared_means_nowhere_in_the_files_while_the_store_stays_open(make: Make) -> None:
     store = make(MARKERS)
     for number in range(500):

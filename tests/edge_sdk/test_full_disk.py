@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from coordinator import EmbeddedBroker
-from edge_sdk import Device, DeviceError, read_status
+from edge_sdk import Device, DeviceError, FineTuningError, read_status
 from edge_sdk.journal import JournalError, SqliteJournal, no_room
 from edge_sdk.models import FileShelf
 from fleet.toy import ToyTask
 from tests.support.federated import Federated
 from tests.support.processes import until
-from wire import Report
+from wire import Manifest, Report
 
 PLACES = [
     *[(SqliteJournal, name) for name in ("seal", "forget", "spend", "note_spells", "note_waits")],
@@ -111,6 +111,34 @@ def test_a_device_that_finds_no_room_for_long_can_be_stopped_and_shows_its_last_
     assert again.running
     again.stop()
     assert not again.running
+
+
+class PersonalToy(ToyTask):
+    """The toy with a head of each device's own."""
+
+    def model(self) -> Manifest:
+        return Manifest(super().model().tensors, parts={"w1": "personal", "b1": "personal"})
+
+
+@pytest.mark.live
+@pytest.mark.timeout(60)
+def test_an_app_that_fine_tunes_while_its_device_waits_for_room_is_told(
+    federated: Federated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = full(tmp_path)
+    reports: list[Report] = []
+    device = federated.device(1, task=PersonalToy(), on_report=reports.append)
+    device.enroll(federated.tokens)
+
+    def wrong(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SqliteJournal, "note_waits", wrong)
+    device.start()
+    until(lambda: any(report.what == "no_room" for report in reports), "a full disk")
+    with pytest.raises(FineTuningError, match="stopped"):
+        device.fine_tune()
+    device.stop()
 
 
 # -- a journal that is no longer one ---------------------------------------------------------------

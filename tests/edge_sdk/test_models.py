@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,19 @@ def test_what_a_cut_short_save_has_left_goes_with_the_old_versions(
     assert shelf.load(4) is None
     shelf.retain({5})
     assert [path.name for path in tmp_path.iterdir()] == ["model-5.npz"]
+
+
+@pytest.mark.parametrize("save", ["save", "save_personal", "save_residual"])
+def test_a_disk_that_is_full_keeps_nothing_of_a_save(
+    shelf: FileShelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: str
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("edge_sdk.models.os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        getattr(shelf, save)(*((4, SHARED) if save == "save" else (SHARED,)))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK", b"\x93NUMPY junk"])

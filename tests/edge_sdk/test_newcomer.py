@@ -282,6 +282,29 @@ def test_no_more_comes_than_the_day_has_bytes_left_and_the_rest_comes_later(
     assert loopback.described_bytes == SIZE
 
 
+def test_a_request_that_the_day_has_no_bytes_for_is_not_sent_whatever_the_last_look_said(
+    tmp_path: Path,
+) -> None:
+    loopback = Overheard(tmp_path)
+    device: Any = loopback.devices[0]
+    asked: list[tuple[int, bool]] = []
+
+    def may_send(packet_bytes: int, last_word: bool) -> bool:  # noqa: FBT001 - a callback
+        asked.append((packet_bytes, last_word))
+        return len(asked) > 2
+
+    device._now._may_send = may_send
+    loopback.start()
+    for _ in range(2):
+        assert not loopback.all_of(DescriptionRequest)
+        loopback.now_s += 1_800.0
+        device.wake(loopback.now_s)
+    while device.driver is None:
+        assert loopback.deliver()
+    assert reported(loopback, "description_waits") == ["bytes_too_few"]
+    assert all(100 < size < 1_000 and not last_word for size, last_word in asked)
+
+
 @pytest.mark.slow
 def test_nobody_is_asked_more_often_than_every_five_minutes_for_long(tmp_path: Path) -> None:
     loopback = Overheard(tmp_path, lossy=lambda: 0)

@@ -1,8 +1,14 @@
+import threading
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
-from wire import BrokerAddress, BrokerAddressError
+from wire import BrokerAddress, BrokerAddressError, MqttLink
+from wire.guarded_client import GuardedClient
 from wire.link import publish_packet_bytes
 
 
@@ -43,6 +49,9 @@ def test_a_url_says_where_a_broker_listens(url: str, address: BrokerAddress) -> 
         "mqtt://gateway/federation",
         "mqtt://gateway?tls=1",
         "mqtt://gateway#x",
+        "mqtt://gateway..example",
+        "mqtt://.example",
+        "mqtt://" + 64 * "x",
     ],
 )
 def test_what_is_no_brokers_url_is_refused_with_what_one_looks_like(url: str) -> None:
@@ -89,3 +98,62 @@ def test_a_packet_has_as_many_bytes_as_one_written_by_hand(topic: str, payload_b
         body = rest + properties + bytes(payload_bytes)
         packet = b"\x32" + length_field(len(body)) + body
         assert publish_packet_bytes(topic, payload_bytes, mqtt5=mqtt5) == len(packet)
+
+
+def made(**given: Any) -> MqttLink:
+    return MqttLink(
+        BrokerAddress("127.0.0.1", 9, tls=False),
+        "d1",
+        subscriptions=(),
+        on_message=lambda _topic, _payload: None,
+        on_up=lambda _bytes: None,
+        on_down=lambda _why: None,
+        **given,
+    )
+
+
+def test_a_client_whose_thread_ends_while_it_is_stopped_is_stopped() -> None:
+    """Paho looks for its thread twice: it may be gone the second time."""
+
+    class Fleeting(GuardedClient):
+        looks = 0
+
+        @property
+        def _thread(self) -> threading.Thread | None:
+            self.looks += 1
+            return ended if self.looks == 1 else None
+
+        @_thread.setter
+        def _thread(self, _thread: threading.Thread | None) -> None:
+            self.looks = 0
+
+    ended = threading.Thread()
+    ended.start()
+    client = Fleeting(CallbackAPIVersion.VERSION2)
+    assert client.loop_stop() == MQTTErrorCode.MQTT_ERR_SUCCESS
+
+
+def test_a_name_that_cannot_be_resolved_is_a_failure_and_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(_client: Client) -> None:
+        raise UnicodeError("label too long")
+
+    monkeypatch.setattr(Client, "reconnect", wrong)
+    client = GuardedClient(CallbackAPIVersion.VERSION2)
+    with pytest.raises(OSError, match="label too long"):
+        client.reconnect()
+    assert client.failure is not None
+
+
+def test_a_change_of_the_protocol_that_comes_late_leaves_a_link_that_began_anew_alone() -> None:
+    link = made()
+    old = link._client
+    link._threaded = link._rebuilding = True
+    link.stop()
+    link._rebuild(old)
+    assert link._client is old  # a link that was stopped stays so
+    link._client = new = link._make_client()
+    link._stopped, link._rebuilding = False, True
+    link._rebuild(old)
+    assert (link._client, link._mqtt5, link._rebuilding) == (new, True, False)

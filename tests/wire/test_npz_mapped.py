@@ -120,9 +120,23 @@ def test_a_pickle_is_refused_and_so_is_what_is_no_array(path: Path) -> None:
 
 @pytest.mark.parametrize("shape", ["(-1,)", "(2, 99)", f"({10**30}, 0)", "(0, -3)"])
 def test_a_header_that_lies_about_its_shape_is_refused(path: Path, shape: str) -> None:
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    write_member(path, "<f4", shape)
+    with pytest.raises(npz.NpzError):
+        npz.mapped(path)
+
+
+def test_arrays_of_nothing_are_as_numpy_has_them_or_refused(path: Path) -> None:
+    for shape in ("(3,)", f"({10**9},)", "(0,)"):
+        write_member(path, "|V0", shape)
+        try:
+            found = npz.mapped(path)
+        except npz.NpzError:
+            continue
+        assert found["w"].nbytes == 0
+
+
+def write_member(path: Path, dtype: str, shape: str) -> None:
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     member = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("w.npy", member)
-    with pytest.raises(npz.NpzError):
-        npz.mapped(path)
