@@ -25,17 +25,20 @@ from edge_sdk import litert_trial
 from edge_sdk._litert_file import check_file
 from edge_sdk.litert_errors import ArtefactRejectedError, LiteRTError
 from wire import Artefact, Manifest
-from wire.artefact import probe_batch
+from wire.artefact import probe_batch, probe_signs
 from wire.manifest import tensors_digest
 
 # Address space beyond the interpreter's own; a CNN of 1.2 M parameters takes 31 MB.
 MEMORY_BYTES_MAX: Final = 268_435_456
-# A trial is some 50 steps: 0.2 s of a laptop for small models, a hundredfold on the slowest boards.
-SECONDS_MAX: Final = 60
+# A trial is some 50 steps: 0.2 s of a laptop for small models, 20 s for 5 MB of frozen convolutions
+# on tflite-runtime, and much more than that on the slowest boards.
+SECONDS_MAX: Final = 300
+# How long a process that has closed its output may take to end by itself, so that it can say how.
+_END_S: Final = 1.0
 FILE_NAME: Final = "litert-trials.json"
 _REMEMBERED_MAX: Final = 32
 _ANSWER_BYTES_MAX: Final = 4_096
-_SIGNS: Final = 1  # of what a trial looks at; a later potluck that looks at more tries again
+_SIGNS: Final = 2  # of what a trial looks at; a later potluck that looks at more tries again
 # The module alone, and not the package that it is in.
 _START: Final = (
     "import sys; name = sys.argv[1]; sys.path[:] = sys.argv[2:];"
@@ -113,6 +116,7 @@ def request(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: 
     info = artefact.info
     probe = msgspec.to_builtins(info.probe)
     first = [np.ascontiguousarray(manifest.tensors[spec.name]) for spec in info.parameters]
+    signs = [probe_signs(info, number) for number in range(len(first) if info.probe.marks else 0)]
     batches: list[NDArray[Any]] = []
     for step in range(len(info.probe.losses)):
         batches.extend(probe_batch(info, step))
@@ -123,7 +127,7 @@ def request(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: 
         "memory_bytes": memory_bytes + 4 * info.file_bytes,
         "cpu_s": seconds,
     }
-    return litert_trial.request_bytes(about, artefact.data, first + batches)
+    return litert_trial.request_bytes(about, artefact.data, [*first, *signs, *batches])
 
 
 def _try(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: int) -> None:
@@ -151,6 +155,8 @@ def _try(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: int
                 process.stdin.write(told)
                 process.stdin.close()
             said = process.stdout.read(_ANSWER_BYTES_MAX)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
             process.kill()
     finally:
         in_time = late.is_alive()
