@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -78,11 +79,11 @@ def run_device(processes: Processes, directory: Path, number: int, python: Path)
     return device
 
 
-def version_of(device: Path) -> int:
+def has_release(device: Path) -> bool:
     try:
-        return read_status(device).model_version
+        return read_status(device).model_version == 1
     except JournalError:  # it has not begun yet
-        return -1
+        return False
 
 
 def test_a_file_that_came_over_the_wire_is_tried_trained_and_counted(
@@ -97,7 +98,7 @@ def test_a_file_that_came_over_the_wire_is_tried_trained_and_counted(
         "updates that count",
     )
     for number, device in enumerate(devices):
-        until(lambda device=device: version_of(device) == 1, "the release")
+        until(partial(has_release, device), "the release")
         passed = msgspec.json.decode((tmp_path / f"trials-{number}" / FILE_NAME).read_bytes())
         assert len(passed) == 1, "one trial, which was remembered"
         held = (device / "models").rglob("*")

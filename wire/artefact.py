@@ -32,8 +32,8 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at `learning_rate`, each on a batch drawn with `seed`; `tolerance` is relative. `moves` are how
     far each parameter is then from where it began (L2), in the order of `ArtefactInfo.parameters`.
     `proximal_losses` and `proximal_moves` are those of the same steps with FedProx's `mu` and a
-    gradient of at most `clip`. `marks` say which way each parameter went by the plain steps: how far
-    along `probe_signs`. An optimiser such as Adam goes as far on a wrong gradient as on a right one.
+    gradient of at most `clip`. `marks` say which way each parameter went by the plain steps: how
+    far along `probe_signs`. Adam goes as far on a wrong gradient as on a right one.
     """
 
     seed: Annotated[int, Meta(ge=0, le=2**53)]

@@ -380,7 +380,7 @@ def test_a_gradient_that_is_off_by_a_little_is_found_though_adam_goes_as_far() -
     one = struct.pack("<If", 4, 1.0 / 32.0)
     assert data.count(one) == 1
     mutant = data.replace(one, struct.pack("<If", 4, 1.015625 / 32.0))
-    with pytest.raises(ArtefactRejectedError, match="which way .* moved"):
+    with pytest.raises(ArtefactRejectedError, match=r"which way .* moved"):
         trust(forged(mutant, NEXT_CHAR))
 
 
