@@ -2,7 +2,9 @@
 
 First what is said of it is held against its bytes (`Artefact.check`), then everything in it that
 can be read without running it (`check_file`), then it is opened and stepped in a process of its own
-(`litert_trial`). What passed is remembered: in the process, and in the app's state directory.
+(`litert_trial`). What passed is remembered: in the process, and in the app's state directory. What
+failed is remembered in the process alone, since a round comes every few minutes and a trial may
+take as long; a machine that was too busy for it gets another chance at the next start.
 """
 
 import contextlib
@@ -47,6 +49,7 @@ _START: Final = (
 
 _lock = threading.Lock()
 _passed: weakref.WeakSet[Artefact] = weakref.WeakSet()
+_failed: dict[str, str] = {}
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -70,7 +73,7 @@ def runtime() -> tuple[str, Any]:
 
 
 def trust(
-    manifest: Manifest,
+    manifest: Manifest | None,
     *,
     state_dir: Path | None = None,
     memory_bytes: int = MEMORY_BYTES_MAX,
@@ -83,8 +86,8 @@ def trust(
         ArtefactRejectedError: the file is not what is said of it, or failed its trial.
         TooLargeError, DigestMismatchError: another file.
     """
-    artefact = manifest.artefact
-    if artefact is None:
+    artefact = None if manifest is None else manifest.artefact
+    if manifest is None or artefact is None:
         raise LiteRTError("the manifest has no .tflite file: Manifest(..., artefact=...)")
     with _lock:
         if artefact in _passed:
@@ -95,9 +98,14 @@ def trust(
             raise ArtefactRejectedError("the file's parameters are not the manifest's tensors")
         check_file(artefact.data, artefact.info)
         key = _key(manifest, artefact, name)
+        if key in _failed:
+            raise ArtefactRejectedError(_failed[key])
         known = _read(state_dir)
         if key not in known:
-            _try(manifest, artefact, memory_bytes, seconds)
+            said = _try(manifest, artefact, memory_bytes, seconds)
+            if said:
+                _remember_failure(key, f"the file failed its trial: {said}")
+                raise ArtefactRejectedError(_failed[key])
             _write(state_dir, [*known, key][-_REMEMBERED_MAX:])
         _passed.add(artefact)
     return artefact
@@ -130,7 +138,18 @@ def request(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: 
     return litert_trial.request_bytes(about, artefact.data, [*first, *signs, *batches])
 
 
-def _try(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: int) -> None:
+def _remember_failure(key: str, text: str) -> None:
+    while len(_failed) >= _REMEMBERED_MAX:
+        del _failed[next(iter(_failed))]
+    _failed[key] = text
+
+
+def _try(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: int) -> str:
+    """Why the file failed its trial, or nothing.
+
+    Raises:
+        ArtefactRejectedError: there was no trial.
+    """
     told = request(manifest, artefact, memory_bytes, seconds)
     kept = ("LD_LIBRARY_PATH", "SYSTEMROOT", "PATH")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
@@ -163,11 +182,9 @@ def _try(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: int
         late.cancel()
     try:
         answer = msgspec.json.decode(said, type=_Answer)
-    except msgspec.DecodeError as error:
-        how = _death(process.returncode) if in_time else f"it took more than {seconds} s"
-        raise ArtefactRejectedError(f"the file failed its trial: {how}") from error
-    if answer.refused:
-        raise ArtefactRejectedError(f"the file failed its trial: {answer.refused}")
+    except msgspec.DecodeError:
+        return _death(process.returncode) if in_time else f"it took more than {seconds} s"
+    return answer.refused
 
 
 def _places() -> list[str]:

@@ -45,7 +45,7 @@ class LiteRTTrainer:
     0.2 s; see `docs/how-to/litert.md`.
 
     Args:
-        manifest: with the artefact, as the task's `model()` returns it.
+        manifest: with the artefact, as the task's `model()` returns it or as `device.manifest`.
         data: an `ExampleStore`; a function that returns `(train, holdout)`, each `(x, y)`; or
             `(x, y)`. Asked at each piece of work.
         holdout: `(x, y)` that is never trained on, instead of that of `data`.
@@ -62,7 +62,7 @@ class LiteRTTrainer:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Manifest | None,
         data: Source,
         *,
         holdout: Sequence[ArrayLike] | None = None,

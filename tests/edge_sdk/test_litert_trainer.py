@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edge_sdk import (
+    DeviceInfo,
     LiteRTError,
     LiteRTTrainer,
     Model,
@@ -344,3 +345,5 @@ def test_without_an_interpreter_the_error_says_what_to_install(
 def test_a_manifest_without_a_file_is_refused() -> None:
     with pytest.raises(LiteRTError, match="the manifest has no"):
         LiteRTTrainer(NumpyTrainer.manifest(6, 2), (X, Y))
+    with pytest.raises(LiteRTError, match="the manifest has no"):
+        LiteRTTrainer(DeviceInfo().manifest, (X, Y))

@@ -57,6 +57,7 @@ def with_probe(**changed: Any) -> Manifest:
 @pytest.fixture(autouse=True)
 def forget() -> None:
     _litert_trust._passed.clear()
+    _litert_trust._failed.clear()
 
 
 @pytest.fixture
@@ -239,6 +240,29 @@ def test_a_process_that_dies_hangs_or_raves_is_a_refusal(
     monkeypatch.setattr(_litert_trust, "_START", code)
     with pytest.raises(ArtefactRejectedError, match=f"failed its trial: .*{text}"):
         trust(MLP, seconds=1 if "took" in text else 30)
+
+
+@pytest.mark.slow
+def test_a_file_that_failed_is_not_tried_at_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    lie = with_probe(losses=tuple(2.0 * loss for loss in INFO.probe.losses))
+    with pytest.raises(ArtefactRejectedError, match="failed its trial: the loss of step 0"):
+        trust(lie)
+
+    def started(*_arguments: Any, **_options: Any) -> None:
+        raise AssertionError("a process was started")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", started)
+        for _ in range(3):
+            with pytest.raises(ArtefactRejectedError, match="the loss of step 0"):
+                trust(lie)
+    trust(MLP)
+
+
+def test_what_is_remembered_of_files_that_failed_is_bounded() -> None:
+    for number in range(100):
+        _litert_trust._remember_failure(str(number), "no")
+    assert list(_litert_trust._failed) == [str(number) for number in range(68, 100)]
 
 
 @pytest.mark.live
