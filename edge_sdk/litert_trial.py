@@ -31,7 +31,7 @@ RUNTIMES: Final = (
 )
 _ABSOLUTE: Final = 2e-5
 # Rounding in any direction, beside what is allowed along the way that a parameter went.
-_WAY: Final = 1.5
+_WAY: Final = 3.0
 _REASON_CHARS: Final = 200
 
 
