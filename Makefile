@@ -67,7 +67,8 @@ $(TFLITE)/.set-up: pyproject.toml constraints.txt
 		sed 's/^numpy==.*/numpy==1.26.4/' constraints.txt > $(TFLITE)/constraints.txt && \
 		$(TFLITE)/bin/python -m pip --disable-pip-version-check --quiet install \
 			--constraint $(TFLITE)/constraints.txt tflite-runtime==2.14.0 numpy zstandard msgspec \
-			cryptography psutil paho-mqtt hypothesis pytest pytest-timeout; \
+			cryptography psutil paho-mqtt hypothesis pytest pytest-timeout && \
+		$(TFLITE)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --editable .; \
 	else echo "no Python 3.11: tflite-runtime 2.14 is not tested" >&2; fi
 	@touch $@
 
@@ -147,7 +148,7 @@ kill-test: setup ## kill -9 a hundred times in a federation of real processes: 6
 litert-models: setup ## build the trainable files that pilots ship, again
 	@PYTHONPATH=. $(BIN)/python scripts/litert_models.py $(ARGS)
 
-litert-mutants: setup setup-tflite ## 500 damaged files of each shipped model on both runtimes: 4 minutes
+litert-mutants: setup setup-tflite ## 500 damaged files of each shipped model on both runtimes: 4 minutes (ARGS="--seed 2")
 	@rm -rf $(MUTANTS)
 	@PYTHONPATH=. $(BIN)/python scripts/litert_mutants.py make $(MUTANTS) $(ARGS)
 	@for python in $(BIN)/python $(TFLITE)/bin/python; do \

@@ -7,6 +7,7 @@ itself is held against what its manifest says of it:
 - operators are of `ALLOWED`, and exactly those kinds that `info.operators` names;
 - each takes what is there before it: constants, inputs, variables, what operators made;
 - signatures are the six of a trainable file, with the names, shapes and dtypes of `info`;
+- what says shapes, axes or places is a constant, so that examples decide none of them;
 - a variable has one shape and dtype wherever it is read or assigned;
 - constants are as long as their shapes say; nothing is larger than a small device takes.
 
@@ -21,6 +22,7 @@ from edge_sdk._flatbuffer import FlatbufferError, Table
 from edge_sdk._litert_operators import (
     ALLOWED,
     ASSIGN_VARIABLE,
+    CONSTANT_INPUTS,
     OPTIONS_FORBIDDEN,
     OPTIONS_TEXTS,
     OPTIONS_VECTORS,
@@ -204,8 +206,7 @@ class _Walk:
         table.vector(7, 1)
         name = _options(table, about)
         self._check_indices((*taken, *made))
-        if not all(self._ready[index] for index in taken):
-            raise ArtefactRejectedError(f"{about.name} takes what is not there yet")
+        self._check_given(code, given)
         for output in made:
             if self._ready[output]:
                 raise ArtefactRejectedError(f"{about.name} makes what is there already")
@@ -222,6 +223,16 @@ class _Walk:
         port = Port(about.shape, about.kind)
         if not name or self._variables.setdefault(name, port) != port:
             raise ArtefactRejectedError(f"variable {name!r} has no name, or more than one shape")
+
+    def _check_given(self, code: int, given: tuple[int, ...]) -> None:
+        """What an operator takes is there; what says a shape was there from the start."""
+        name = ALLOWED[code].name
+        if not all(self._ready[index] for index in given if index != _NONE):
+            raise ArtefactRejectedError(f"{name} takes what is not there yet")
+        for place in CONSTANT_INPUTS.get(code, ()):
+            index = given[place] if place < len(given) else _NONE
+            if index != _NONE and not self.tensors[index].constant:
+                raise ArtefactRejectedError(f"{name} of a shape that is computed")
 
     def _check_handles(self, code: int, taken: tuple[int, ...], made: tuple[int, ...]) -> None:
         """VAR_HANDLE makes handles of variables, READ_ and ASSIGN_VARIABLE take one, first."""

@@ -2,7 +2,9 @@
 
 First what is said of it is held against its bytes (`Artefact.check`), then everything in it that
 can be read without running it (`check_file`), then it is opened and stepped in a process of its own
-(`litert_trial`). What passed is remembered: in the process, and in the app's state directory.
+(`litert_trial`). What passed is remembered: in the process, and in the app's state directory. What
+failed is remembered in the process alone, since a round comes every few minutes and a trial may
+take as long; a machine that was too busy for it gets another chance at the next start.
 """
 
 import contextlib
@@ -25,17 +27,20 @@ from edge_sdk import litert_trial
 from edge_sdk._litert_file import check_file
 from edge_sdk.litert_errors import ArtefactRejectedError, LiteRTError
 from wire import Artefact, Manifest
-from wire.artefact import probe_batch
+from wire.artefact import probe_batch, probe_signs
 from wire.manifest import tensors_digest
 
 # Address space beyond the interpreter's own; a CNN of 1.2 M parameters takes 31 MB.
 MEMORY_BYTES_MAX: Final = 268_435_456
-# A trial is some 50 steps: 0.2 s of a laptop for small models, a hundredfold on the slowest boards.
-SECONDS_MAX: Final = 60
+# A trial is some 50 steps: 0.2 s of a laptop for small models, 20 s for 5 MB of frozen convolutions
+# on tflite-runtime, and much more than that on the slowest boards.
+SECONDS_MAX: Final = 300
+# How long a process that has closed its output may take to end by itself, so that it can say how.
+_END_S: Final = 1.0
 FILE_NAME: Final = "litert-trials.json"
 _REMEMBERED_MAX: Final = 32
 _ANSWER_BYTES_MAX: Final = 4_096
-_SIGNS: Final = 1  # of what a trial looks at; a later potluck that looks at more tries again
+_SIGNS: Final = 2  # of what a trial looks at; a later potluck that looks at more tries again
 # The module alone, and not the package that it is in.
 _START: Final = (
     "import sys; name = sys.argv[1]; sys.path[:] = sys.argv[2:];"
@@ -44,6 +49,7 @@ _START: Final = (
 
 _lock = threading.Lock()
 _passed: weakref.WeakSet[Artefact] = weakref.WeakSet()
+_failed: dict[str, str] = {}
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -67,7 +73,7 @@ def runtime() -> tuple[str, Any]:
 
 
 def trust(
-    manifest: Manifest,
+    manifest: Manifest | None,
     *,
     state_dir: Path | None = None,
     memory_bytes: int = MEMORY_BYTES_MAX,
@@ -80,8 +86,8 @@ def trust(
         ArtefactRejectedError: the file is not what is said of it, or failed its trial.
         TooLargeError, DigestMismatchError: another file.
     """
-    artefact = manifest.artefact
-    if artefact is None:
+    artefact = None if manifest is None else manifest.artefact
+    if manifest is None or artefact is None:
         raise LiteRTError("the manifest has no .tflite file: Manifest(..., artefact=...)")
     with _lock:
         if artefact in _passed:
@@ -92,9 +98,14 @@ def trust(
             raise ArtefactRejectedError("the file's parameters are not the manifest's tensors")
         check_file(artefact.data, artefact.info)
         key = _key(manifest, artefact, name)
+        if key in _failed:
+            raise ArtefactRejectedError(_failed[key])
         known = _read(state_dir)
         if key not in known:
-            _try(manifest, artefact, memory_bytes, seconds)
+            said = _try(manifest, artefact, memory_bytes, seconds)
+            if said:
+                _remember_failure(key, f"the file failed its trial: {said}")
+                raise ArtefactRejectedError(_failed[key])
             _write(state_dir, [*known, key][-_REMEMBERED_MAX:])
         _passed.add(artefact)
     return artefact
@@ -113,6 +124,7 @@ def request(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: 
     info = artefact.info
     probe = msgspec.to_builtins(info.probe)
     first = [np.ascontiguousarray(manifest.tensors[spec.name]) for spec in info.parameters]
+    signs = [probe_signs(info, number) for number in range(len(first) if info.probe.marks else 0)]
     batches: list[NDArray[Any]] = []
     for step in range(len(info.probe.losses)):
         batches.extend(probe_batch(info, step))
@@ -123,10 +135,21 @@ def request(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: 
         "memory_bytes": memory_bytes + 4 * info.file_bytes,
         "cpu_s": seconds,
     }
-    return litert_trial.request_bytes(about, artefact.data, first + batches)
+    return litert_trial.request_bytes(about, artefact.data, [*first, *signs, *batches])
 
 
-def _try(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: int) -> None:
+def _remember_failure(key: str, text: str) -> None:
+    while len(_failed) >= _REMEMBERED_MAX:
+        del _failed[next(iter(_failed))]
+    _failed[key] = text
+
+
+def _try(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: int) -> str:
+    """Why the file failed its trial, or nothing.
+
+    Raises:
+        ArtefactRejectedError: there was no trial.
+    """
     told = request(manifest, artefact, memory_bytes, seconds)
     kept = ("LD_LIBRARY_PATH", "SYSTEMROOT", "PATH")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
@@ -151,17 +174,17 @@ def _try(manifest: Manifest, artefact: Artefact, memory_bytes: int, seconds: int
                 process.stdin.write(told)
                 process.stdin.close()
             said = process.stdout.read(_ANSWER_BYTES_MAX)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
             process.kill()
     finally:
         in_time = late.is_alive()
         late.cancel()
     try:
         answer = msgspec.json.decode(said, type=_Answer)
-    except msgspec.DecodeError as error:
-        how = _death(process.returncode) if in_time else f"it took more than {seconds} s"
-        raise ArtefactRejectedError(f"the file failed its trial: {how}") from error
-    if answer.refused:
-        raise ArtefactRejectedError(f"the file failed its trial: {answer.refused}")
+    except msgspec.DecodeError:
+        return _death(process.returncode) if in_time else f"it took more than {seconds} s"
+    return answer.refused
 
 
 def _places() -> list[str]:

@@ -28,9 +28,13 @@ def save_manifest(manifest: Manifest, stem: str | Path) -> None:
 
     Raises:
         LiteRTError: the manifest has no artefact.
+        ArtefactRejectedError: devices would not open the file: an operator that is not allowed.
     """
+    from edge_sdk._litert_file import check_file  # noqa: PLC0415 - loaded when used
+
     if manifest.artefact is None:
         raise LiteRTError("the manifest has no .tflite file: Manifest(..., artefact=...)")
+    check_file(manifest.artefact.data, manifest.artefact.info)
     base = Path(stem)
     base.parent.mkdir(parents=True, exist_ok=True)
     about = _About(manifest.artefact.info, manifest.flops_per_example, manifest.head)

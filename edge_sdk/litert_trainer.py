@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # So much of the data is gathered into batches at a time: in a cache, and little for any board.
 _BLOCK_BYTES: Final = 1_048_576
 _MASK: Final = 2**64 - 1
+# Bounds of a gradient whose squares float32 can hold: less would be 0, which is no bound.
+_CLIP_MIN: Final = 1e-18
+_CLIP_MAX: Final = 1e18
 
 Batch: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]
 
@@ -42,7 +45,7 @@ class LiteRTTrainer:
     0.2 s; see `docs/how-to/litert.md`.
 
     Args:
-        manifest: with the artefact, as the task's `model()` returns it.
+        manifest: with the artefact, as the task's `model()` returns it or as `device.manifest`.
         data: an `ExampleStore`; a function that returns `(train, holdout)`, each `(x, y)`; or
             `(x, y)`. Asked at each piece of work.
         holdout: `(x, y)` that is never trained on, instead of that of `data`.
@@ -59,7 +62,7 @@ class LiteRTTrainer:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Manifest | None,
         data: Source,
         *,
         holdout: Sequence[ArrayLike] | None = None,
@@ -69,8 +72,10 @@ class LiteRTTrainer:
     ) -> None:
         from edge_sdk import _litert_pool, _litert_trust  # noqa: PLC0415 - loaded when used
 
-        if not (math.isfinite(gradient_norm_max) and gradient_norm_max >= 0.0):
-            raise LiteRTError(f"gradient_norm_max is {gradient_norm_max}: a number from 0")
+        if gradient_norm_max and not _CLIP_MIN <= gradient_norm_max <= _CLIP_MAX:
+            raise LiteRTError(
+                f"gradient_norm_max is {gradient_norm_max}: 0, or {_CLIP_MIN:g} to {_CLIP_MAX:g}"
+            )
         self._artefact = _litert_trust.trust(
             manifest, state_dir=None if state_dir is None else Path(state_dir)
         )
@@ -217,7 +222,10 @@ class _Batches:
         self._at_once = min(-(-count // size), most)
         self._index = np.zeros((self._at_once, info.batch), np.int64)
         self._x = _Buffer("x", examples[0], info.x_dtype, info.x_values, self._index.shape)
-        self._y = _Buffer("y", examples[1], info.y_dtype, info.classes, self._index.shape)
+        part = info.loss == "sigmoid"
+        self._y = _Buffer(
+            "y", examples[1], info.y_dtype, info.classes, self._index.shape, is_part=part
+        )
         whole = _weights(info.batch, size)
         self._whole = [(x, y, whole) for x, y in zip(self._x.array, self._y.array, strict=True)]
 
@@ -256,6 +264,7 @@ class _Buffer:
         dtype: of the file.
         bound: of integers: 0 to one less; 0 for real numbers.
         shape: batches, and examples in a batch.
+        is_part: real numbers are from 0 to 1, as the answers of a sigmoid are.
     """
 
     def __init__(
@@ -265,10 +274,13 @@ class _Buffer:
         dtype: str,
         bound: int,
         shape: tuple[int, ...],
+        *,
+        is_part: bool = False,
     ) -> None:
         self._name = name
         self._examples = examples
         self._bound = bound
+        self._is_part = is_part
         self._same = examples.dtype == np.dtype(dtype)
         self.array: NDArray[Any] = np.zeros((*shape, *examples.shape[1:]), dtype)
 
@@ -296,6 +308,10 @@ class _Buffer:
                 into[...] = found
         if not self._bound and not np.isfinite(into).all():
             raise LiteRTError(f"{self._name} has values that are not finite in {into.dtype}")
+        if self._is_part and not 0.0 <= into.min() <= into.max() <= 1.0:
+            raise LiteRTError(
+                f"{self._name} has {into.min():g} to {into.max():g}: the file takes 0 to 1"
+            )
 
 
 def _weights(batch: int, count: int) -> NDArray[np.float32]:

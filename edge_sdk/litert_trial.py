@@ -30,6 +30,8 @@ RUNTIMES: Final = (
     ("tflite-runtime", "tflite_runtime.interpreter"),
 )
 _ABSOLUTE: Final = 2e-5
+# Rounding in any direction, beside what is allowed along the way that a parameter went.
+_WAY: Final = 3.0
 _REASON_CHARS: Final = 200
 
 
@@ -99,16 +101,24 @@ class Trial:
         first: the parameters to start from.
         batches: of the probe.
         about: of `Probe` and `ArtefactInfo`: `losses`, `moves`, `proximal_losses`,
-            `proximal_moves`, `mu`, `clip`, `learning_rate`, `tolerance`, `loss`, `classes`.
+            `proximal_moves`, `mu`, `clip`, `marks`, `learning_rate`, `tolerance`, `loss`,
+            `classes`.
+        signs: what `marks` are measured along, a parameter each; none where there are no marks.
     """
 
     def __init__(
-        self, run: Run, first: Arrays, batches: Sequence[Batch], about: Mapping[str, Any]
+        self,
+        run: Run,
+        first: Arrays,
+        batches: Sequence[Batch],
+        about: Mapping[str, Any],
+        signs: Sequence[NDArray[Any]] = (),
     ) -> None:
         self._run = run
         self._first = first
         self._batches = batches
         self._about = about
+        self._signs = signs
         self._tolerance = float(about["tolerance"])
         self._rate = np.float32(about["learning_rate"])
         # A loss of nearly nothing after large ones has the rounding of the large ones.
@@ -138,7 +148,16 @@ class Trial:
         moved = self._moves()
         for found, expected, name in zip(moved, self._about["moves"], self._first, strict=False):
             self._close(found, expected, f"how far {name} moved")
+        self._marks(moved)
         return moved
+
+    def _marks(self, moved: list[float]) -> None:
+        """Which way the parameters went, not only how far."""
+        now = self._parameters()
+        told = zip(self._about["marks"], moved, self._signs, self._first.items(), strict=False)
+        for expected, far, signs, (name, first) in told:
+            found = float(((now[name] - first).astype(np.float64) * signs).sum())
+            self._close(found, expected, f"which way {name} moved", _WAY * far)
 
     def _proximal_steps(self, moved: list[float]) -> None:
         """As `train` without mu and clip, and as the probe says with them."""
@@ -311,10 +330,11 @@ def answer(request: Mapping[str, Any], data: bytes, arrays: list[NDArray[Any]]) 
     limit(int(request["memory_bytes"]), int(request["cpu_s"]))
     names = request["parameters"]
     first = dict(zip(names, arrays, strict=False))
-    rest = arrays[len(names) :]
+    marks = len(request["marks"])
+    signs, rest = arrays[len(names) : len(names) + marks], arrays[len(names) + marks :]
     batches = list(zip(rest[::2], rest[1::2], strict=True))
     try:
-        Trial(open_file(data, interpreter), first, batches, request).examine()
+        Trial(open_file(data, interpreter), first, batches, request, signs).examine()
     except Mismatch as error:
         return {"refused": str(error)[:_REASON_CHARS], "runtime": runtime}
     except MemoryError:

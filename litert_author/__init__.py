@@ -4,6 +4,7 @@ It runs where a model is designed, not on a device. The file trains through the 
 runtimes, with built-in operators alone.
 """
 
+from litert_author import needs  # noqa: F401 - first: it says what to install
 from litert_author.backbone import backbone
 from litert_author.errors import AuthorError
 from litert_author.export import ExportError, export

@@ -13,7 +13,7 @@ from litert_author import reference
 from litert_author.errors import AuthorError
 from litert_author.graph import Array, Value
 from litert_author.optimizers import Assigned
-from wire.artefact import ArtefactInfo, probe_batch
+from wire.artefact import ArtefactInfo, probe_batch, probe_signs
 
 # The first step shows the forward pass, the second the gradient, later ones the optimiser's slots.
 PROBE_STEPS: Final = 4
@@ -77,6 +77,10 @@ def probe(
         mu=PROBE_MU,
         clip=clip,
         proximal_moves=_moves(info, first, pulled),
+        marks=tuple(
+            float(((after[spec.name] - first[spec.name]) * probe_signs(info, number)).sum())
+            for number, spec in enumerate(info.parameters)
+        ),
     )
     return msgspec.structs.replace(info, probe=filled)
 

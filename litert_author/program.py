@@ -234,7 +234,10 @@ def _chosen(graph: Any, output: str | int | None) -> int:
     outputs = [int(i) for i in graph.outputs]
     if output is None:
         if len(outputs) != 1:
-            raise AuthorError(f"the file gives {len(outputs)} outputs: say which tensor is wanted")
+            told = ", ".join(repr(name_of(graph.tensors[index])) for index in outputs[:8])
+            raise AuthorError(
+                f"the file gives {len(outputs)} outputs: say which with output=, of {told}"
+            )
         return outputs[0]
     made = [int(i) for operator in graph.operators for i in operator.outputs]
     if isinstance(output, int):

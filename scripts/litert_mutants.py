@@ -38,6 +38,8 @@ from wire.artefact import ArtefactInfo, probe_batch
 
 SHIPPED: Final = Path(__file__).parents[1] / "pilots" / "litert"
 MODELS: Final = ("digits_mlp", "digits_cnn", "next_char")
+# A parameter of each of those that Adam trains.
+ADAPTIVE: Final = frozenset({"embedding_1/table"})
 COUNT: Final = 500
 _SECONDS: Final = 20
 _MEMORY: Final = 268_435_456
@@ -385,7 +387,8 @@ def _hosted(mutant: Manifest, artefact: Artefact, expected: dict[str, Any]) -> t
     except Exception as error:  # noqa: BLE001 - which kind is the question
         said = f"{type(error).__name__}: {error}".encode()
         return said, _TYPED if isinstance(error, (ValueError, RuntimeError)) else _RAISED
-    differing = list(_differences(found, expected))
+    adaptive = bool(mutant.tensors.keys() & ADAPTIVE)
+    differing = list(_differences(found, expected, adaptive=adaptive))
     return " ".join(differing).encode(), _DIFFERENT if differing else _EQUAL
 
 
@@ -410,11 +413,15 @@ def results(manifest: Manifest) -> dict[str, Any]:
     return found
 
 
-def _differences(found: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
+def _differences(
+    found: dict[str, Any], expected: dict[str, Any], *, adaptive: bool
+) -> Iterator[str]:
     for name, array in expected.items():
         apart = float(np.linalg.norm(found[name] - array))
-        # An accuracy jumps by an example where two scores are as good as equal.
-        bound = 0.05 if name.startswith("accuracy") else 5e-3 * float(np.linalg.norm(array)) + 1e-5
+        # An accuracy jumps by an example where two scores are as good as equal; and Adam makes
+        # hundredths, in all these steps, of thousandths that a trial cannot tell from rounding.
+        share = 0.04 if adaptive else 5e-3
+        bound = 0.05 if name.startswith("accuracy") else share * float(np.linalg.norm(array)) + 1e-5
         if not apart <= bound:
             yield f"{name}: {apart:.3g} apart, of {float(np.linalg.norm(array)):.3g}"
 

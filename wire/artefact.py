@@ -32,7 +32,8 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at `learning_rate`, each on a batch drawn with `seed`; `tolerance` is relative. `moves` are how
     far each parameter is then from where it began (L2), in the order of `ArtefactInfo.parameters`.
     `proximal_losses` and `proximal_moves` are those of the same steps with FedProx's `mu` and a
-    gradient of at most `clip`.
+    gradient of at most `clip`. `marks` say which way each parameter went by the plain steps: how
+    far along `probe_signs`. Adam goes as far on a wrong gradient as on a right one.
     """
 
     seed: Annotated[int, Meta(ge=0, le=2**53)]
@@ -44,6 +45,7 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mu: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
     clip: Annotated[float, Meta(ge=0.0, le=1e12)] = 0.0
     proximal_moves: Annotated[tuple[float, ...], Meta(max_length=limits.TENSORS_MAX)] = ()
+    marks: Annotated[tuple[float, ...], Meta(max_length=limits.TENSORS_MAX)] = ()
 
 
 class ArtefactInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,6 +111,17 @@ def probe_batch(info: ArtefactInfo, step: int) -> tuple[NDArray[np.generic], NDA
     if not info.x_values:
         x = x * np.float32(2.0) - np.float32(1.0)
     return x.reshape(x_shape), y.reshape(y_shape)
+
+
+def probe_signs(info: ArtefactInfo, number: int) -> NDArray[np.int8]:
+    """1 or -1 for each element of parameter `number`, drawn as batches are, with a key of its own.
+
+    What goes wrong by e (L2) in any way shows along them as e, in the root of the mean square.
+    """
+    shape = info.parameters[number].shape
+    key = np.array([info.probe.seed, number + 1], np.uint64)
+    bits = np.asarray(np.random.Philox(key=key).random_raw(math.prod(shape)), np.uint64)
+    return ((bits >> np.uint64(63)).astype(np.int8) * np.int8(2) - np.int8(1)).reshape(shape)
 
 
 def _drawn(bits: NDArray[np.uint64], bound: int) -> NDArray[Any]:

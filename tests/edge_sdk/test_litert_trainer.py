@@ -8,10 +8,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from edge_sdk import (
+    DeviceInfo,
     LiteRTError,
     LiteRTTrainer,
     Model,
@@ -21,6 +23,7 @@ from edge_sdk import (
 )
 from edge_sdk._litert_pool import Pool
 from edge_sdk.litert_files import load_manifest
+from edge_sdk.litert_trainer import _Batches
 from edge_sdk.litert_trial import NoRuntimeError, interpreter_class
 from edge_sdk.signals import Train, Trained
 from edge_sdk.work import TrainingWork
@@ -122,8 +125,20 @@ def test_a_gradient_is_no_longer_than_asked() -> None:
             sum(float(np.square(tensors[n] - MLP.tensors[n]).sum()) for n in MLP.tensors)
         )
         assert moved > 0.1 if bound == 0.0 else moved == pytest.approx(0.5 * bound, 1e-3)
-    with pytest.raises(LiteRTError, match="gradient_norm_max is nan"):
-        trainer(gradient_norm_max=float("nan"))
+
+
+@pytest.mark.parametrize("bound", [float("nan"), float("inf"), -1.0, 1e39, 1e-50])
+def test_a_bound_that_float32_does_not_hold_is_refused_and_does_not_become_none(
+    bound: float,
+) -> None:
+    with pytest.raises(LiteRTError, match="gradient_norm_max is "):
+        trainer(gradient_norm_max=bound)
+
+
+def test_a_bound_at_either_end_still_trains() -> None:
+    for bound in (1e-18, 1e18):
+        tensors = trainer(gradient_norm_max=bound).train(model(), Plan(), stop=never).tensors
+        assert all(np.isfinite(array).all() for array in tensors.values())
 
 
 def test_stop_is_asked_between_batches() -> None:
@@ -169,6 +184,21 @@ def test_examples_that_the_file_does_not_take_are_refused(what: str) -> None:
         trainer(examples).train(model(), Plan(), stop=never)
     with pytest.raises(LiteRTError, match=text):
         trainer((), holdout=examples).evaluate(model(), Plan(), stop=never)
+
+
+def test_answers_of_a_sigmoid_are_from_0_to_1() -> None:
+    """The file computes what is asked: beyond 1 the loss has no bottom."""
+    x = np.zeros((3, 2), np.float32)
+    assert MLP.artefact is not None
+    info = msgspec.structs.replace(
+        MLP.artefact.info, loss="sigmoid", x_shape=(2,), y_shape=(1,), y_dtype="float32", classes=0
+    )
+    order = np.arange(3)
+    for good in ([[0.0], [0.5], [1.0]], [[False], [True], [True]]):
+        list(_Batches(info, (x, np.array(good)), 2).blocks(order))
+    for bad in ([[0.0], [2.0], [1.0]], [[-1], [1], [0]]):
+        with pytest.raises(LiteRTError, match=r"y has (0 to 2|-1 to 1): the file takes 0 to 1"):
+            list(_Batches(info, (x, np.array(bad)), 2).blocks(order))
 
 
 def test_ids_that_the_table_does_not_have_are_refused() -> None:
@@ -315,3 +345,5 @@ def test_without_an_interpreter_the_error_says_what_to_install(
 def test_a_manifest_without_a_file_is_refused() -> None:
     with pytest.raises(LiteRTError, match="the manifest has no"):
         LiteRTTrainer(NumpyTrainer.manifest(6, 2), (X, Y))
+    with pytest.raises(LiteRTError, match="the manifest has no"):
+        LiteRTTrainer(DeviceInfo().manifest, (X, Y))

@@ -134,7 +134,10 @@ MISTAKES: tuple[Callable[[Patch], None], ...] = (
 )
 
 
-FIRST_SEEDS = {heat_that_is_asked_for_once: 12, link_kept_up_when_the_bytes_are_spent: 5}
+FIRST_SEEDS: dict[Callable[[Patch], None], int] = {
+    heat_that_is_asked_for_once: 12,
+    link_kept_up_when_the_bytes_are_spent: 5,
+}
 
 
 @pytest.mark.slow

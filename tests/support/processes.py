@@ -98,11 +98,13 @@ class Processes:
         self._cwd = cwd
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
+    def start(
+        self, *arguments: str | Path, python: str | Path = sys.executable
+    ) -> subprocess.Popen[bytes]:
         """Start a command; its output goes to a file beside the task."""
         log = (self._cwd / f"log-{len(self._started)}").open("wb")
         process = subprocess.Popen(
-            [sys.executable, "-m", "potluck", *map(str, arguments)],
+            [python, "-m", "potluck", *map(str, arguments)],
             cwd=self._cwd,
             env=environment(),
             stdout=log,
