@@ -133,9 +133,11 @@ def printed() -> Integers:
 
 
 @functools.cache
-def typed() -> tuple[Integers, ...]:
-    """Every fourth play by its roles: `plays`' words with a space between, as `_places`."""
-    return tuple(_places(" ".join(words).upper()) for words in _people(_play_files("next-char")[::TYPED_EVERY]))
+def typed(*, capitals: bool) -> tuple[Integers, ...]:
+    """Every fourth play by its roles: their words, a space between them, as `_places`."""
+    people = _people(_play_files("next-char")[::TYPED_EVERY])
+    texts = (" ".join(words) for words in people)
+    return tuple(_places(text.upper() if capitals else text) for text in texts)
 
 
 def _places(text: str) -> Integers:
