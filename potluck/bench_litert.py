@@ -10,7 +10,7 @@ import msgspec
 from potluck.output import add_json, print_json
 from wire import PotluckError
 
-PARTS: Final = ("speed", "accuracy")
+PARTS: Final = ("speed", "accuracy", "lora")
 
 
 def add_litert(bench: Any) -> None:
@@ -20,10 +20,11 @@ def add_litert(bench: Any) -> None:
         help="training of .tflite files: speed beside others, accuracy in a federation",
         description="Train small models through LiteRTTrainer, the bare interpreter, NumPy and, if"
         " make setup-torch was run, PyTorch, taking turns; then the digits in a federation with"
-        " LiteRT and with NumPy, three seeds each. About three minutes on two cores.",
+        " LiteRT and with NumPy, three seeds each; then fine-tuning of a small transformer, whole"
+        " and by adapters. About eight minutes on two cores.",
     )
     parser.add_argument(
-        "--part", action="append", choices=PARTS, help="may be given again (default: both)"
+        "--part", action="append", choices=PARTS, help="may be given again (default: all)"
     )
     parser.add_argument("--quick", action="store_true", help="few turns, few rounds, one seed")
     add_json(parser)
@@ -33,7 +34,10 @@ def add_litert(bench: Any) -> None:
 def run_litert(arguments: argparse.Namespace) -> int:
     """Run what was asked for, and print it."""
     try:
-        from benchmarks import litert_speed  # noqa: PLC0415 - extras; NumPy reads its threads' number
+        from benchmarks import (  # noqa: PLC0415 - extras; NumPy reads its threads' number
+            litert_lora,
+            litert_speed,
+        )
     except ImportError as error:
         raise PotluckError(
             f"{error}: pip install 'potluck[litert-author,fleet]', and run from the repository"
@@ -52,6 +56,11 @@ def run_litert(arguments: argparse.Namespace) -> int:
         rows = litert_speed.accuracy_table(quick=arguments.quick)
         made["accuracy"] = [msgspec.to_builtins(row) for row in rows]
         text += litert_speed.accuracy_lines(rows)
+    if "lora" in parts:
+        print("lora", file=sys.stderr, flush=True)
+        cases = litert_lora.lora_table(quick=arguments.quick)
+        made["lora"] = [msgspec.to_builtins(case) for case in cases]
+        text += litert_lora.lora_lines(cases)
     made["wall_s"] = time.monotonic() - began_s
     if arguments.json:
         print_json(made)

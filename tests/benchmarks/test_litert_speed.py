@@ -19,3 +19,13 @@ def test_a_quick_run_has_every_contestant(capsys: pytest.CaptureFixture[str]) ->
     assert speeds["mlp", "LiteRTTrainer"]["bare interpreter"] > 0.7
     assert table["author_s"] < 3.0
     assert table["devices_s"] < 3.0
+
+
+@pytest.mark.live
+def test_adapters_send_far_less_than_all_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "litert", "--part", "lora", "--quick", "--json"]) == 0
+    (case,) = json.loads(capsys.readouterr().out)["lora"]
+    assert case["same_cohorts"]
+    assert case["parameter_ratio"] >= 20.0
+    assert case["byte_ratio"] > 10.0
+    assert case["adapters"]["accuracy"][0] > case["before"]
