@@ -40,7 +40,7 @@ from wire.manifest import Part
 
 FILE: Final = Path(__file__).parent / "federations" / "next-char-lora.toml"
 SEEDS: Final = (1, 2, 3)
-CASES: Final = (("capitals", "auto"), ("capitals", "raw"), ("small", "auto"))
+CASES: Final = (("capitals", "auto"), ("capitals", "raw"), ("small", "auto"), ("small", "raw"))
 # The better of 0.001 and 0.003 for all parameters, of 0.003 and 0.01 for adapters, on seed 0 with
 # codec auto.
 RATES: Final = {
