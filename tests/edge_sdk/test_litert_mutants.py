@@ -82,6 +82,7 @@ def shipped(name: str) -> tuple[Manifest, Any]:
     return manifest, schema.ModelT.InitFromPackedBuf(manifest.artefact.data, 0)
 
 
+@pytest.mark.slow
 def test_no_example_says_where_to_read() -> None:
     """The trial sees the probe's examples alone; a shape of others would be one it never saw."""
     tried = 0
